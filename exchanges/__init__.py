@@ -1,0 +1,1 @@
+"""The exchange port and its implementations. No Django here; the only package that imports ccxt (lazily)."""
