@@ -1,0 +1,1 @@
+"""The candle store, gap maths and paging. No Django here."""
