@@ -1,0 +1,127 @@
+"""What all tests share: where the real candles are, which browser is driven, and when a skipped test is a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+# Before NumPy and LightGBM are imported: tests share two cores, and a spinning OpenMP team would slow all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+NEEDS_POSTGRESQL = "shows something that only PostgreSQL can: run with DATABASE_URL=postgres://..."
+#: Skips that CI accepts, because another step of `.ci/run` runs the same test with what it needs.
+EXCUSED_SKIPS = (NEEDS_POSTGRESQL,)
+
+# Compiling a numba kernel takes longer than any deadline that would be useful for the examples after it.
+hypothesis.settings.register_profile("default", deadline=None)
+# The same examples on every run: a submission is judged by its change, not by its luck. Failures print their blob.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if IN_CI else "default")
+
+
+# --- Real candles ---
+
+
+@pytest.fixture(scope="session")
+def candle_archive() -> Path:
+    """The folder with real candles: CANDLE_ARCHIVE, else `shared/data/candles` beside the clone."""
+    named = os.environ.get("CANDLE_ARCHIVE")
+    path = (ROOT / named if named else ROOT.parent / "shared" / "data" / "candles").resolve()
+    if path.is_dir():
+        return path
+    message = f"no real candles at {path}: set CANDLE_ARCHIVE to the folder that holds <market>/<timeframe>/*.parquet"
+    if IN_CI:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+# --- Browser ---
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the system's Chromium. Playwright's own is not downloaded: a browser comes from the distribution."""
+    named = os.environ.get("CHROMIUM")
+    found = named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found:
+        return found
+    message = "no Chromium: `apt-get install chromium`, or set CHROMIUM to the path of one"
+    if IN_CI:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict[str, Any], chromium: str) -> dict[str, Any]:
+    """pytest-playwright's launch options, with the system's Chromium and nothing that calls home."""
+    # Playwright's synchronous API runs an event loop in this thread, which Django takes for asynchronous code.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    return {**browser_type_launch_args, "executable_path": chromium, "args": arguments}
+
+
+# --- Markers that fixtures imply, and skips that are failures in CI ---
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from django.conf import settings
+
+    on_postgresql = "postgresql" in settings.DATABASES["default"]["ENGINE"]
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "candle_archive" in fixtures:
+            item.add_marker("archive")
+        if "browser_type_launch_args" in fixtures:
+            item.add_marker("browser")
+        if item.get_closest_marker("postgres") and not on_postgresql:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_POSTGRESQL))
+
+
+_skipped: dict[str, str] = {}
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(excuse in reason for excuse in EXCUSED_SKIPS):
+        _skipped[report.nodeid] = reason
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI everything is there, so a skipped test means that something was not tested: that is a failure."""
+    if IN_CI and _skipped and not hasattr(session.config, "workerinput") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if IN_CI and _skipped:
+        terminalreporter.section("skipped in CI, which counts as failed", red=True, bold=True)
+        for test, reason in sorted(_skipped.items()):
+            terminalreporter.line(f"{test}: {reason}")
