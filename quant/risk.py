@@ -1,0 +1,84 @@
+"""Limits of an account. Entries only: nothing in this module can stop an exit (I20)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from quant.reasons import reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskLimits:
+    """Limits as fractions of equity, except counts, leverage and the quote currency of ``min_notional``.
+
+    ``max_exposure_fraction`` bounds the gross notional of all positions and pending entries against equity;
+    ``max_leverage`` bounds the same sum and is the hard stop behind it, since it is also what the venue is told.
+    """
+
+    max_leverage: float = 2.0
+    max_position_fraction: float = 0.10
+    max_exposure_fraction: float = 1.0
+    max_open_positions: int = 10
+    daily_loss_fraction: float = 0.03
+    max_drawdown_fraction: float = 0.15
+    min_notional: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:  # also refuses NaN
+                raise ValueError(f"{field.name} is {value}; a risk limit must be positive")
+        for name in ("daily_loss_fraction", "max_drawdown_fraction"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a fraction of equity and must be below 1")
+
+    @property
+    def exposure_fraction(self) -> float:
+        """The binding one of exposure and leverage."""
+        return min(self.max_exposure_fraction, self.max_leverage)
+
+
+def entry_headroom(*, equity: float, exposure: float, limits: RiskLimits) -> float:
+    """Return the largest notional (quote currency, >= 0) that a new position may have."""
+    by_position = limits.max_position_fraction * equity
+    by_exposure = limits.exposure_fraction * equity - exposure
+    return max(0.0, min(by_position, by_exposure))
+
+
+def check_entry(
+    *, notional: float, equity: float, exposure: float, open_positions: int, limits: RiskLimits
+) -> str | None:
+    """Return why an entry of this notional is not allowed, or None. ``exposure`` is gross and without the entry.
+
+    Fails closed: a value that is not a number is refused.
+    """
+    if not equity > 0:
+        return reason("NO_EQUITY", equity=equity)
+    if open_positions >= limits.max_open_positions:
+        return reason("MAX_OPEN_POSITIONS", open=open_positions, limit=limits.max_open_positions)
+    slack = 1.0 + 1e-9  # a notional that was capped to a limit is within it, whatever the last bit says
+    if not exposure + notional <= limits.max_leverage * equity * slack:
+        return reason("MAX_LEVERAGE", leverage=(exposure + notional) / equity, limit=limits.max_leverage)
+    if not exposure + notional <= limits.max_exposure_fraction * equity * slack:
+        return reason("MAX_EXPOSURE", exposure=(exposure + notional) / equity, limit=limits.max_exposure_fraction)
+    if not notional <= limits.max_position_fraction * equity * slack:
+        return reason("MAX_POSITION", fraction=notional / equity, limit=limits.max_position_fraction)
+    if not notional >= limits.min_notional:
+        return reason("TOO_SMALL", notional=notional, min_notional=limits.min_notional)
+    return None
+
+
+def daily_loss_breached(*, equity: float, day_start_equity: float, limits: RiskLimits) -> str | None:
+    """Return the reason when the loss since the start of the UTC day is at its limit or unknown, else None."""
+    loss = 1.0 - equity / day_start_equity if day_start_equity > 0 else float("nan")
+    if loss < limits.daily_loss_fraction:
+        return None
+    return reason("DAILY_LOSS", loss=loss, limit=limits.daily_loss_fraction)
+
+
+def drawdown_breached(*, equity: float, peak_equity: float, limits: RiskLimits) -> str | None:
+    """Return the reason when the fall from the highest equity is at its limit or unknown, else None."""
+    drawdown = 1.0 - equity / peak_equity if peak_equity > 0 else float("nan")
+    if drawdown < limits.max_drawdown_fraction:
+        return None
+    return reason("DRAWDOWN", drawdown=drawdown, limit=limits.max_drawdown_fraction)
