@@ -1,0 +1,18 @@
+#!/usr/bin/env python
+"""Django's command line: `python3 run.py manage ARGS` calls it inside the project's environment."""
+
+import os
+import sys
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tradingsite.settings")
+    # Idle OpenMP threads must sleep, not spin: two trainings on two busy cores took 37-79 s without it (locks.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Choices of the training tables."""
+
+from django.db import models
+
+
+class RunState(models.TextChoices):
+    QUEUED = "queued", "Queued"
+    RUNNING = "running", "Running"
+    SUCCEEDED = "succeeded", "Promoted"
+    REJECTED = "rejected", "Refused by a gate"
+    FAILED = "failed", "Failed"
+    CANCELLED = "cancelled", "Cancelled"
+
+
+OPEN_STATES = frozenset({RunState.QUEUED, RunState.RUNNING})
+TERMINAL_STATES = frozenset(set(RunState) - OPEN_STATES)
+
+
+class RunTrigger(models.TextChoices):
+    """What changed, so that a run was asked for. A run without a cause does not exist."""
+
+    NEW_SYMBOLS = "new_symbols", "New symbols"
+    NO_MODEL = "no_model", "No compatible model"
+    SCHEDULED = "scheduled", "Model reached its age"
+    MANUAL = "manual", "By a person"
+
+
+class Verdict(models.TextChoices):
+    COVERED = "covered", "Covered by the active model"
+    BLOCKED = "blocked", "Blocked with a reason"
+
+
+class ActivationKind(models.TextChoices):
+    PROMOTION = "promotion", "Passed its gates"
+    MANUAL = "manual", "By a person"
+    ROLLBACK = "rollback", "Roll-back"
+
+
+class ActivationState(models.TextChoices):
+    REQUESTED = "requested", "Asked for"
+    APPLIED = "applied", "Applied"
+    REFUSED = "refused", "Refused"
