@@ -1,0 +1,73 @@
+"""Reasons as text that people read and machines parse: ``CODE: key=value, key=value``.
+
+One helper builds every one, so that a number or a time looks the same on each page, in each log and in each row.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from numbers import Integral, Real
+
+from quant.timeframes import from_ms, to_ms
+
+_CODE = re.compile(r"[A-Z][A-Z0-9_]*")
+_TIME_SUFFIX = "_at_ms"
+
+
+def reason(code: str, /, **details: object) -> str:
+    """Build ``CODE: key=value, key=value``.
+
+    Floats get four significant digits, aware datetimes are ISO minutes in UTC, and an integer whose key ends in
+    ``_at_ms`` is shown as the time that it is, under the key without ``_ms``. Text keeps to one line and loses the
+    separators. Raises ValueError for a code that is not UPPER_SNAKE_CASE.
+    """
+    if _CODE.fullmatch(code) is None:
+        raise ValueError(f"reason code {code!r} must be UPPER_SNAKE_CASE, e.g. SHORT_HISTORY")
+    parts = [_pair(key, value) for key, value in details.items()]
+    return f"{code}: {', '.join(parts)}" if parts else code
+
+
+def code_of(text: str) -> str:
+    """Return the code of a reason, or an empty string if the text does not begin with one."""
+    head = text.partition(":")[0].strip()
+    return head if _CODE.fullmatch(head) is not None else ""
+
+
+def details_of(text: str) -> dict[str, str]:
+    """Return the details of a reason as text, in their order."""
+    if not code_of(text):
+        return {}
+    pairs = (part.partition("=") for part in text.partition(":")[2].strip().split(", "))
+    return {key: value for key, separator, value in pairs if separator}
+
+
+def _pair(key: str, value: object) -> str:
+    if key.endswith(_TIME_SUFFIX) and isinstance(value, Integral):
+        return f"{key.removesuffix('_ms')}={_minutes(from_ms(int(value)))}"
+    return f"{key}={_text(value)}"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return _minutes(value)
+    if isinstance(value, Enum):
+        return _text(value.value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real):
+        return f"{float(value):.4g}"
+    # The separators mean something, so free text (an exchange's error, say) must not contain them.
+    return " ".join(str(value).split()).replace("=", ":").replace(",", ";")
+
+
+def _minutes(moment: datetime) -> str:
+    return from_ms(to_ms(moment)).strftime("%Y-%m-%dT%H:%MZ")
