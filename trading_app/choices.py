@@ -11,7 +11,7 @@ class BotMode(models.TextChoices):
 
 
 class DesiredState(models.TextChoices):
-    """What a person wants of the bot. Exits and stops work in every state but STOP, where the exchange's stops remain."""
+    """What a person wants of the bot. Exits work in every state but STOP, where only the exchange's stops remain."""
 
     RUN = "run", "Run"
     PAUSE = "pause", "Pause: no entries, positions are managed"

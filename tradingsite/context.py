@@ -10,7 +10,7 @@ from django.http import HttpRequest
 LABELS = {"simulated": "Simulated market", "replay": "Replay of real candles", "paper": "Paper trading"}
 
 
-def site(request: HttpRequest) -> dict[str, Any]:
+def site(_request: HttpRequest) -> dict[str, Any]:
     return {
         "exchange_kind": settings.EXCHANGE,
         "exchange_label": LABELS[settings.EXCHANGE],
@@ -18,6 +18,6 @@ def site(request: HttpRequest) -> dict[str, Any]:
     }
 
 
-def environment_badge(request: HttpRequest) -> list[str]:
+def environment_badge(_request: HttpRequest) -> list[str]:
     """Return unfold's badge: what kind of market the numbers on the page come from."""
     return [LABELS[settings.EXCHANGE], "warning"]

@@ -1,8 +1,8 @@
 """Every setting that a person may change: one declarative table, validated in one place.
 
-A value comes from the environment, from `NAME_FILE` (a path to a file that holds it: for secrets), or from `.env` in the
-project folder, in this order. An unknown name with one of our prefixes is an error, because a misspelt
-limit that is silently ignored costs money.
+A value comes from the environment, from `NAME_FILE` (a path to a file that holds it: for secrets), or from `.env` in
+the project folder, in this order. An unknown name with one of our prefixes is an error, because a misspelt limit that
+is silently ignored costs money.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ OPTIONS: tuple[Option, ...] = (
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
-    "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RISK_",
-    "SIM_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
+    "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_",
+    "RISK_", "SIM_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
 RETIRED_HINT = "see `python3 run.py manage options`"
 
@@ -189,7 +189,7 @@ def parse_env_file(path: Path) -> dict[str, str]:
 
 
 def unknown_names(environment: Mapping[str, str], env_file: Mapping[str, str]) -> list[str]:
-    """Return names that look like settings of ours but are none: all of `.env`, and the environment's with our prefixes."""
+    """Return names that look like settings of ours but are none: of `.env` all, of the environment our prefixes."""
     known = set(BY_NAME) | {f"{name}_FILE" for name in BY_NAME}
     suspects = set(env_file) | {name for name in environment if name.startswith(PREFIXES)}
     return sorted(suspects - known)
@@ -237,11 +237,12 @@ def load_options(*, environment: Mapping[str, str] = os.environ, env_file: Path 
 
 def cross_check(values: Mapping[str, Any]) -> list[str]:
     """Return the rules between settings that `values` break."""
-    problems = []
+    problems: list[str] = []
     if values["EXCHANGE"] == "replay":
-        for name in ("CANDLE_ARCHIVE", "EXCHANGE_MARKET", "REPLAY_FROM"):
-            if not values[name]:
-                problems.append(f"{name} is empty: EXCHANGE=replay needs it. {BY_NAME[name].help}")
+        needed = ("CANDLE_ARCHIVE", "EXCHANGE_MARKET", "REPLAY_FROM")
+        problems += [
+            f"{name} is empty: EXCHANGE=replay needs it. {BY_NAME[name].help}" for name in needed if not values[name]
+        ]
         if values["CANDLE_ARCHIVE"] and not Path(values["CANDLE_ARCHIVE"]).is_dir():
             problems.append(
                 f"CANDLE_ARCHIVE={values['CANDLE_ARCHIVE']!r}: is not a folder. Give the path of the archive."

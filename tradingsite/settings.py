@@ -140,7 +140,7 @@ def database() -> dict[str, Any]:
 DATABASES = {"default": database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# --- queue: a doorbell; our rows decide (locks.md). The hardened runner `manage.py qworker` reads the same settings. -----
+# --- queue: a doorbell; our rows decide. The hardened runner `manage.py qworker` reads the same settings. -----------
 _BROKER: dict[str, Any] = {"redis": OPTIONS["REDIS_URL"]} if OPTIONS["REDIS_URL"] else {"orm": "default"}
 LIGHT_QUEUE, TRAINING_QUEUE = "light", "training"
 Q_CLUSTER = {

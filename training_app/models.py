@@ -21,7 +21,7 @@ from training_app.querysets import ArtifactQuerySet, RunQuerySet
 class TrainingScope(models.Model):
     """What is trained as one: all symbols of a market (`multi_symbol`) or one of them (`single_symbol`).
 
-    `key` is also the slot of ActiveModel. `active_token` only grows: a result with a smaller fencing token is refused (T5, T6).
+    `key` is also the slot of ActiveModel. `active_token` only grows: a result with a smaller one is refused (T5, T6).
     """
 
     key = models.CharField(max_length=160, unique=True, help_text="Like multi_symbol:simulated:1h.")
