@@ -60,7 +60,7 @@ def names_a_server(environ: Mapping[str, str], env_file: Path) -> bool:
     if any(environ.get(name) for name in SERVER_SETTINGS):
         return True
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
-    return re.search(rf"^\s*({'|'.join(SERVER_SETTINGS)})\s*=\s*\S", text, re.MULTILINE) is not None
+    return re.search(rf"^[ \t]*({'|'.join(SERVER_SETTINGS)})[ \t]*=[ \t]*\S", text, re.MULTILINE) is not None
 
 
 def wanted_locks(command: str | None, *, with_servers: bool) -> tuple[str, ...]:
@@ -185,9 +185,9 @@ def create(environment: Environment, *, uv: str | None) -> None:
         )
 
 
-def last_lines(text: str, count: int = 12) -> str:
-    """Return the end of a program's output, indented."""
-    return "\n".join(f"  | {line}" for line in text.strip().splitlines()[-count:])
+def last_lines(text: str, count: int = 6, width: int = 200) -> str:
+    """Return the end of a program's output, indented, long lines cut."""
+    return "\n".join(f"  | {line[:width]}" for line in text.strip().splitlines()[-count:])
 
 
 def installers(environment: Environment, uv: str | None) -> Iterator[tuple[str, list[str]]]:

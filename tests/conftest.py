@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ hypothesis.settings.register_profile("default", deadline=None)
 # The same examples on every run: a submission is judged by its change, not by its luck. Failures print their blob.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if IN_CI else "default")
+
+
+# --- What a test writes ---
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each test process, and the programs that it starts, a data folder of its own: never the developer's."""
+    from django.conf import settings
+
+    folder = Path(tempfile.mkdtemp(prefix="trading-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["DATA_DIR"] = str(folder)
+    for name in ("CANDLES_DIR", "ARTIFACTS_DIR", "LEDGER_DIR", "STATIC_ROOT"):
+        part = folder / getattr(settings, name).name
+        part.mkdir()
+        setattr(settings, name, part)
+    settings.DATA_DIR = folder
 
 
 # --- Real candles ---
