@@ -1,0 +1,36 @@
+"""The append-only journal: what happened to what, why, and who did it (I21)."""
+
+from __future__ import annotations
+
+import structlog
+from django.contrib.auth.models import AbstractBaseUser
+
+from ops_app import clock
+from ops_app.choices import Severity
+from ops_app.models import Event
+
+log = structlog.get_logger(__name__)
+
+
+def record(
+    kind: str,
+    text: str,
+    *,
+    subject: str = "",
+    severity: str = Severity.INFO,
+    user: AbstractBaseUser | None = None,
+) -> Event:
+    """Write down that `kind` happened to `subject` (like `symbol:BTC/USDT:USDT` or `run:7`); part of the transaction.
+
+    The text is for a person: what happened, with the numbers that caused it.
+    """
+    log.info(kind, text=text, subject=subject, severity=str(severity))
+    return Event.objects.create(
+        created_at=clock.market_now(),
+        recorded_at=clock.real_now(),
+        severity=severity,
+        kind=kind,
+        subject=subject[:120],
+        text=text,
+        user=user,
+    )

@@ -1,0 +1,139 @@
+"""The right to do one thing, held by one process at a time, on the database's clock (reference/locks.md).
+
+A lease is taken, renewed and given back by one UPDATE each. Its token only grows: whoever is fenced by it can tell an
+owner from a zombie. B2: a renewal needs my token *and* an unexpired lease; a lapsed one is only taken anew, with a new
+token.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from django.db import connection
+from django.db.models import Q
+
+from ops_app import clock
+from ops_app.models import Lease
+
+
+class LeaseLost(Exception):  # noqa: N818 - it names what happened, like LeaseBusy
+    """The lease is another's now, or has run out: stop, nothing may be written in its name."""
+
+
+class LeaseBusy(Exception):  # noqa: N818 - it names what happened, like LeaseLost
+    """Another process holds the lease."""
+
+
+@dataclass(slots=True)
+class LeaseToken:
+    """A lease that was granted to `holder`. `deadline` is in seconds of `clock.boot_seconds()` (B3)."""
+
+    name: str
+    holder: str
+    token: int
+    ttl: timedelta
+    deadline: float = field(compare=False)
+
+    def locally_valid(self, *, margin: timedelta = timedelta(0)) -> bool:
+        """Tell without a query whether the lease surely holds for `margin` more: counted from before the renewal."""
+        return clock.boot_seconds() + margin.total_seconds() < self.deadline
+
+    def due(self) -> bool:
+        """Tell whether a third of the lease has passed, so that it should be renewed."""
+        return clock.boot_seconds() > self.deadline - self.ttl.total_seconds() * 2 / 3
+
+
+def holder_name(kind: str) -> str:
+    """Return a name for the holder that no other process, earlier or later, has."""
+    return f"{kind}@{socket.gethostname()[:40]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
+    """Take the lease if it is free or expired; return None if another (or this holder) has it.
+
+    `holder` must be unique per process life (`holder_name()`): who was killed waits for the end of its old lease.
+    """
+    if not holder or ttl <= timedelta(0):
+        raise ValueError(f"lease {name!r}: holder is {holder!r} and ttl {ttl}; give a name and a positive time")
+    free = Q(expires_at__isnull=True) | Q(expires_at__lte=clock.database_now())
+    begun = clock.boot_seconds()
+    known = Lease.objects.filter(name=name).values_list("token", flat=True).first()
+    if known is None:
+        Lease.objects.bulk_create([Lease(name=name)], ignore_conflicts=True)
+        known = 0
+    # One compare-and-set: the database's clock decides, and the token makes it mine alone (T3).
+    taken = Lease.objects.filter(free, name=name, token=known).update(
+        holder=holder,
+        token=known + 1,
+        acquired_at=clock.database_now(),
+        renewed_at=clock.database_now(),
+        expires_at=clock.database_now() + ttl,
+    )
+    if taken != 1:
+        return None
+    return LeaseToken(name=name, holder=holder, token=known + 1, ttl=ttl, deadline=begun + ttl.total_seconds())
+
+
+def renew(lease: LeaseToken) -> bool:
+    """Extend the lease by its ttl from now; False: it was lost (B2), stop."""
+    begun = clock.boot_seconds()
+    renewed = Lease.objects.filter(name=lease.name, token=lease.token, expires_at__gt=clock.database_now()).update(
+        renewed_at=clock.database_now(), expires_at=clock.database_now() + lease.ttl
+    )
+    if renewed != 1:
+        return False
+    lease.deadline = begun + lease.ttl.total_seconds()
+    return True
+
+
+def release(lease: LeaseToken) -> bool:
+    """Give the lease back, so that another need not wait for its end; False: it was not mine any more."""
+    lease.deadline = clock.boot_seconds()
+    return (
+        Lease.objects.filter(name=lease.name, token=lease.token, expires_at__isnull=False).update(
+            holder="", expires_at=None
+        )
+        == 1
+    )
+
+
+def held(lease: LeaseToken) -> bool:
+    """Return True, and keep the lease's row locked until the end of the transaction, so that nobody takes it over.
+
+    Raises LeaseLost when it is not mine any more: the transaction is then rolled back. Call it inside `atomic()`.
+    """
+    if not connection.in_atomic_block:
+        raise RuntimeError(f"held({lease.name!r}) outside of a transaction guards nothing: call it inside atomic()")
+    row = (
+        Lease.objects.select_for_update()
+        .filter(name=lease.name, token=lease.token, expires_at__gt=clock.database_now())
+        .values_list("pk", flat=True)
+        .first()
+    )
+    if row is None:
+        raise LeaseLost(f"lease {lease.name} with token {lease.token} is not held any more by {lease.holder}")
+    return True
+
+
+def keep(lease: LeaseToken) -> None:
+    """Renew the lease when a third of it has passed: cheap, for between the steps of long work. Raises LeaseLost."""
+    if lease.due() and not renew(lease):
+        raise LeaseLost(f"lease {lease.name} with token {lease.token} could not be renewed by {lease.holder}")
+
+
+@contextmanager
+def holding(name: str, *, ttl: timedelta, holder: str | None = None) -> Iterator[LeaseToken]:
+    """Hold the lease for the block and give it back after it. Raises LeaseBusy. Long work calls `keep(lease)`."""
+    lease = acquire(name, holder=holder or holder_name(name), ttl=ttl)
+    if lease is None:
+        raise LeaseBusy(f"lease {name} is held by another process: wait until it is released or runs out")
+    try:
+        yield lease
+    finally:
+        release(lease)
