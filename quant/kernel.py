@@ -1,0 +1,529 @@
+"""The compiled step: one bar of every symbol in, one row of features out, the state advanced in place.
+
+``step_rows`` is what the bot calls per closed candle, ``replay_rows`` loops over the very same function, so features in
+training and live are equal to the bit (I13). No fastmath: the compiler must not reorder sums. Helpers are in one file
+because numba's cache notices changes of this file only. ``quant.schema`` holds the rules and the formulas; a test
+compares the column numbers below with its names.
+
+State of a symbol: one row of float64 (averages, then rings of the last candles) and one row of int64 (counters). All
+zero means that nothing was seen.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from quant.schema import MAX_GAP_BARS, MAX_JUMP, MIN_MARKET_SYMBOLS
+
+# --- columns of the output, in the order of quant.schema.FEATURES ---
+RETURN_1, RETURN_4, RETURN_12, RETURN_24, RETURN_72, RETURN_168 = range(6)
+EMA_RATIO, EMA_RATIO_LONG, MACD_HIST, RSI_14, ATR_PCT, ADX_14, DI_DIFFERENCE_14 = range(6, 13)
+BOLLINGER_WIDTH_20, BOLLINGER_POSITION_20 = range(13, 15)
+VOLATILITY_24, VOLATILITY_168, VOLATILITY_RATIO, RANGE_VOLATILITY_24 = range(15, 19)
+EFFICIENCY_24, AUTOCORRELATION_48 = range(19, 21)
+VOLUME_ZSCORE_24, VOLUME_ZSCORE_168, MONEY_FLOW_24 = range(21, 24)
+DONCHIAN_POSITION, DONCHIAN_POSITION_168, DONCHIAN_WIDTH_24 = range(24, 27)
+BARS_SINCE_HIGH_168, BARS_SINCE_LOW_168 = range(27, 29)
+CANDLE_BODY, UPPER_WICK, RANGE_ATR = range(29, 32)
+HOUR_SIN, HOUR_COS, WEEKDAY_SIN, WEEKDAY_COS = range(32, 36)
+FUNDING_RATE, FUNDING_MEAN_168 = range(36, 38)
+MARKET_RETURN_1, MARKET_RETURN_24, MARKET_VOLATILITY_24, MARKET_BREADTH = range(38, 42)
+BETA_168, RESIDUAL_RETURN_1, RESIDUAL_RETURN_24 = range(42, 45)
+RETURN_24_RANK, VOLATILITY_24_RANK, VOLUME_ZSCORE_24_RANK = range(45, 48)
+
+# --- a symbol's averages (float64) ---
+_CLOSE, _HIGH, _LOW, _LOG_CLOSE, _RETURN = range(5)
+_EMA_12, _EMA_26, _EMA_48, _EMA_168, _MACD_SIGNAL = range(5, 10)
+_GAIN, _LOSS, _ATR, _PLUS, _MINUS, _ADX = range(10, 16)
+_SQUARE_24, _SQUARE_48, _SQUARE_168, _RANGE_SQUARE, _DRIFT, _PATH, _LAGGED = range(16, 23)
+_VOLUME_24, _VOLUME_24_VARIANCE, _VOLUME_168, _VOLUME_168_VARIANCE, _FLOW, _TURNOVER = range(23, 29)
+_HIGH_24, _LOW_24, _HIGH_168, _LOW_168 = range(29, 33)
+_ANCHOR, _ANCHOR_INVERSE, _DEVIATION, _DEVIATION_SQUARE = range(33, 37)
+_FUNDING, _FUNDING_MEAN, _MARKET_PRODUCT, _MARKET_SQUARE = range(37, 41)
+_RING = 168
+_BAND = 20
+_DAY = 24
+_CLOSES = 41
+_LOGS = _CLOSES + _BAND
+_HIGHS = _LOGS + _RING
+_LOWS = _HIGHS + _RING
+_LEVELS = _LOWS + _RING
+N_VALUES = _LEVELS + _DAY
+
+# --- a symbol's counters (int64) ---
+_SEEN, _GAP, _FUNDED, _MARKET_SEEN, _AT_HIGH_24, _AT_LOW_24, _AT_HIGH_168, _AT_LOW_168 = range(8)
+N_COUNTERS = 8
+
+# --- the market's state: floats, then integers (a level, two counters, a ring of levels) ---
+_M_SQUARE = 0
+N_MARKET_VALUES = 1
+_M_LEVEL, _M_SEEN, _M_GAP, _M_LEVELS = range(4)
+N_MARKET_COUNTERS = _M_LEVELS + _DAY
+
+# --- weights of the exponential means ---
+_A_9, _A_12, _A_24, _A_26 = 2 / 10, 2 / 13, 2 / 25, 2 / 27
+_A_48, _A_168, _A_WILDER = 2 / 49, 2 / 169, 1 / 14
+
+_MAX_LOG_JUMP = math.log(MAX_JUMP)
+_MAX_MARKET_RETURN = 0.5
+_MAX_TURNOVER = 1e18
+_SETTLED_EMA_48 = 48
+_STILL = 1e-9  # a relative deviation below this is rounding, not movement
+_PARKINSON = 1.0 / (4.0 * math.log(2.0))
+_DAY_MS, _WEEK_MS = 86_400_000, 604_800_000
+_MONDAY_MS = 345_600_000  # 1970-01-05, the first Monday
+# The market's mean is a sum of integers, because a sum of floats depends on the order of the symbols.
+_FIXED_POINT = 2.0**40
+# Scratch rows per symbol.
+_S_LOG_CLOSE, _S_RETURN, _S_LOG_RANGE, _S_LOG_TURNOVER, _S_TURNOVER = range(5)
+N_SCRATCH = 5
+_MISSING, _FRESH, _LINKED = 0, 1, 2  # no candle; a candle; a candle that follows the one of the bar before
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _mean(mean, value, weight):
+    return mean + weight * (value - mean)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _prepare(values, counters, open_, high, low, close, volume, scratch, status):
+    """Judge every candle by the rules, restart symbols after long gaps and jumps, and take the logarithms."""
+    for s in range(close.shape[0]):
+        o, h, l, c, v = open_[s], high[s], low[s], close[s], volume[s]
+        body_low, body_high = min(o, c), max(o, c)
+        # Every comparison with NaN is false, so a missing candle fails here too.
+        good = (
+            l > 0.0
+            and l <= body_low
+            and h >= body_high
+            and l * MAX_JUMP >= c
+            and h <= c * MAX_JUMP
+            and h < np.inf
+            and v >= 0.0
+            and v < np.inf
+        )
+        if not good:
+            status[s] = _MISSING
+            if counters[s, _SEEN] > 0:
+                counters[s, _GAP] += 1
+                if counters[s, _GAP] > MAX_GAP_BARS:
+                    values[s, :] = 0.0
+                    counters[s, :] = 0
+            continue
+        log_close = math.log(c)
+        change = log_close - values[s, _LOG_CLOSE]
+        if counters[s, _SEEN] > 0 and abs(change) > _MAX_LOG_JUMP:
+            values[s, :] = 0.0
+            counters[s, :] = 0
+        status[s] = _LINKED if counters[s, _SEEN] > 0 and counters[s, _GAP] == 0 else _FRESH
+        counters[s, _GAP] = 0
+        turnover = min(v * c, _MAX_TURNOVER)
+        scratch[_S_LOG_CLOSE, s] = log_close
+        scratch[_S_RETURN, s] = change
+        scratch[_S_LOG_RANGE, s] = math.log(h / l)
+        scratch[_S_LOG_TURNOVER, s] = math.log1p(turnover)
+        scratch[_S_TURNOVER, s] = turnover
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _market(values, counters, close, scratch, status, market, market_counters, warmup, row):
+    """Advance the market by one bar, write its features to ``row``, and return its return (NaN if there is none)."""
+    total = np.int64(0)
+    members = 0
+    settled = 0
+    above = 0
+    for s in range(close.shape[0]):
+        if status[s] != _LINKED:
+            continue
+        bounded = min(max(scratch[_S_RETURN, s], -_MAX_MARKET_RETURN), _MAX_MARKET_RETURN)
+        total += np.int64(bounded * _FIXED_POINT)
+        members += 1
+        if counters[s, _SEEN] >= _SETTLED_EMA_48:
+            settled += 1
+            if close[s] > values[s, _EMA_48]:
+                above += 1
+    row[:] = np.nan
+    if members < MIN_MARKET_SYMBOLS:
+        market_counters[_M_GAP] += 1
+        if market_counters[_M_GAP] > MAX_GAP_BARS:
+            # The level goes on: symbols hold differences of it. Only the market's own warm-up starts again.
+            market[:] = 0.0
+            market_counters[_M_SEEN] = 0
+        return np.nan
+    market_counters[_M_GAP] = 0
+    change = total // members
+    value = change / _FIXED_POINT
+    seen = market_counters[_M_SEEN]
+    slot = _M_LEVELS + seen % _DAY
+    # A ring slot is overwritten 24 bars later, so before that it holds the level 24 bars ago.
+    level_before = market_counters[slot] if seen >= _DAY else np.int64(0)
+    market_counters[_M_LEVEL] += change
+    if seen >= _DAY:
+        row[1] = (market_counters[_M_LEVEL] - level_before) / _FIXED_POINT
+    market_counters[slot] = market_counters[_M_LEVEL]
+    seen += 1
+    market_counters[_M_SEEN] = seen
+    market[_M_SQUARE] = _mean(market[_M_SQUARE], value * value, max(1.0 / seen, _A_24))
+    row[0] = value
+    if seen >= warmup[MARKET_VOLATILITY_24]:
+        row[2] = math.sqrt(market[_M_SQUARE])
+    if settled >= MIN_MARKET_SYMBOLS:
+        row[3] = above / settled
+    return value
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _extreme(ring, seen, window, sign):
+    """Scan the last ``window`` candles for the highest ``sign * value``: (its value, the number of its candle)."""
+    first = max(seen - window + 1, 0)
+    at = first
+    best = ring[first % _RING]
+    for k in range(first + 1, seen + 1):
+        value = ring[k % _RING]
+        if sign * value >= sign * best:
+            best = value
+            at = k
+    return best, at
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _channel(v, n, k, h, l):
+    """Maintain highest high and lowest low over 24 and 168 candles; a scan is needed only when an extreme drops out."""
+    ring = k % _RING
+    v[_HIGHS + ring] = h
+    v[_LOWS + ring] = l
+    highs = v[_HIGHS : _HIGHS + _RING]
+    lows = v[_LOWS : _LOWS + _RING]
+    if k == 0 or h >= v[_HIGH_24]:
+        v[_HIGH_24] = h
+        n[_AT_HIGH_24] = k
+    elif k - n[_AT_HIGH_24] >= _DAY:
+        v[_HIGH_24], n[_AT_HIGH_24] = _extreme(highs, k, _DAY, 1.0)
+    if k == 0 or h >= v[_HIGH_168]:
+        v[_HIGH_168] = h
+        n[_AT_HIGH_168] = k
+    elif k - n[_AT_HIGH_168] >= _RING:
+        v[_HIGH_168], n[_AT_HIGH_168] = _extreme(highs, k, _RING, 1.0)
+    if k == 0 or l <= v[_LOW_24]:
+        v[_LOW_24] = l
+        n[_AT_LOW_24] = k
+    elif k - n[_AT_LOW_24] >= _DAY:
+        v[_LOW_24], n[_AT_LOW_24] = _extreme(lows, k, _DAY, -1.0)
+    if k == 0 or l <= v[_LOW_168]:
+        v[_LOW_168] = l
+        n[_AT_LOW_168] = k
+    elif k - n[_AT_LOW_168] >= _RING:
+        v[_LOW_168], n[_AT_LOW_168] = _extreme(lows, k, _RING, -1.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _bands(v, k, c, out):
+    """Bollinger bands from running sums of deviations from an anchor price.
+
+    Each time the ring has gone round, the newest close becomes the anchor and the sums are taken again from the ring:
+    rounding cannot pile up, and what an outlier left behind is gone one round after it left the window.
+    """
+    slot = k % _BAND
+    if slot == 0:
+        v[_CLOSES] = c
+        v[_ANCHOR] = c
+        v[_ANCHOR_INVERSE] = 1.0 / c
+        total = 0.0
+        square = 0.0
+        for i in range(min(k + 1, _BAND)):
+            deviation = v[_CLOSES + i] * v[_ANCHOR_INVERSE] - 1.0
+            total += deviation
+            square += deviation * deviation
+        v[_DEVIATION] = total
+        v[_DEVIATION_SQUARE] = square
+    else:
+        if k >= _BAND:
+            old = v[_CLOSES + slot] * v[_ANCHOR_INVERSE] - 1.0
+            v[_DEVIATION] -= old
+            v[_DEVIATION_SQUARE] -= old * old
+        new = c * v[_ANCHOR_INVERSE] - 1.0
+        v[_CLOSES + slot] = c
+        v[_DEVIATION] += new
+        v[_DEVIATION_SQUARE] += new * new
+    if k < _BAND - 1:
+        return
+    mean = v[_DEVIATION] / _BAND
+    variance = v[_DEVIATION_SQUARE] / _BAND - mean * mean
+    middle = 1.0 + mean
+    deviation = math.sqrt(max(variance, 0.0))
+    if deviation > _STILL * middle:
+        out[BOLLINGER_WIDTH_20] = 4.0 * deviation / middle
+        out[BOLLINGER_POSITION_20] = (c * v[_ANCHOR_INVERSE] - middle) / (4.0 * deviation) + 0.5
+    else:
+        out[BOLLINGER_WIDTH_20] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _volume(v, at, value, weight, out, column):
+    """Write the z-score of ``value`` against the state before it, then advance that state."""
+    delta = value - v[at]
+    deviation = math.sqrt(v[at + 1])
+    if deviation > _STILL:
+        out[column] = delta / deviation
+    v[at] += weight * delta
+    v[at + 1] = (1.0 - weight) * (v[at + 1] + weight * delta * delta)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _movement(v, k, w0, h, l, c, change, out):
+    """Features of changes from candle to candle; ``w0`` is 1 / the number of changes seen."""
+    wilder = max(w0, _A_WILDER)
+    move = c - v[_CLOSE]
+    v[_GAIN] = _mean(v[_GAIN], max(move, 0.0), wilder)
+    v[_LOSS] = _mean(v[_LOSS], max(-move, 0.0), wilder)
+    moved = v[_GAIN] + v[_LOSS]
+    if moved > _STILL * c:
+        out[RSI_14] = 100.0 * v[_GAIN] / moved
+
+    v[_ATR] = _mean(v[_ATR], max(h, v[_CLOSE]) - min(l, v[_CLOSE]), wilder)
+    out[ATR_PCT] = v[_ATR] / c
+    up = h - v[_HIGH]
+    down = v[_LOW] - l
+    v[_PLUS] = _mean(v[_PLUS], up if up > down and up > 0.0 else 0.0, wilder)
+    v[_MINUS] = _mean(v[_MINUS], down if down > up and down > 0.0 else 0.0, wilder)
+    if v[_ATR] > _STILL * c:
+        out[RANGE_ATR] = (h - l) / v[_ATR]
+        out[MACD_HIST] = (v[_EMA_12] - v[_EMA_26] - v[_MACD_SIGNAL]) / v[_ATR]
+        out[DI_DIFFERENCE_14] = 100.0 * (v[_PLUS] - v[_MINUS]) / v[_ATR]
+        directed = v[_PLUS] + v[_MINUS]
+        if directed > 0.0:
+            v[_ADX] = _mean(v[_ADX], 100.0 * abs(v[_PLUS] - v[_MINUS]) / directed, wilder)
+        out[ADX_14] = v[_ADX]
+
+    square = change * change
+    v[_SQUARE_24] = _mean(v[_SQUARE_24], square, max(w0, _A_24))
+    v[_SQUARE_48] = _mean(v[_SQUARE_48], square, max(w0, _A_48))
+    v[_SQUARE_168] = _mean(v[_SQUARE_168], square, max(w0, _A_168))
+    v[_DRIFT] = _mean(v[_DRIFT], change, max(w0, _A_24))
+    v[_PATH] = _mean(v[_PATH], abs(change), max(w0, _A_24))
+    v[_LAGGED] = _mean(v[_LAGGED], change * v[_RETURN], max(w0, _A_48))
+    v[_RETURN] = change
+    out[RETURN_1] = change
+    out[VOLATILITY_24] = math.sqrt(v[_SQUARE_24])
+    out[VOLATILITY_168] = math.sqrt(v[_SQUARE_168])
+    if v[_PATH] > _STILL:
+        out[VOLATILITY_RATIO] = math.sqrt(v[_SQUARE_24] / v[_SQUARE_168])
+        out[EFFICIENCY_24] = v[_DRIFT] / v[_PATH]
+        out[AUTOCORRELATION_48] = v[_LAGGED] / v[_SQUARE_48]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _residuals(v, n, k, linked, change, level, market_return, warmup, out):
+    """Beta and what the market does not explain. The ring of levels gives the market over the symbol's own candles."""
+    slot = _LEVELS + k % _DAY
+    level_before = v[slot]
+    v[slot] = level
+    has_market = market_return == market_return
+    ready = has_market and v[_MARKET_SQUARE] > 0.0 and n[_MARKET_SEEN] >= warmup[BETA_168]
+    if ready and k > 0:
+        beta = v[_MARKET_PRODUCT] / v[_MARKET_SQUARE]
+        if linked:
+            out[RESIDUAL_RETURN_1] = change - beta * market_return
+        if k >= _DAY:
+            out[RESIDUAL_RETURN_24] = out[RETURN_24] - beta * ((level - level_before) / _FIXED_POINT)
+    if linked and has_market:
+        n[_MARKET_SEEN] += 1
+        weight = max(1.0 / n[_MARKET_SEEN], _A_168)
+        v[_MARKET_PRODUCT] = _mean(v[_MARKET_PRODUCT], change * market_return, weight)
+        v[_MARKET_SQUARE] = _mean(v[_MARKET_SQUARE], market_return * market_return, weight)
+    if has_market and v[_MARKET_SQUARE] > 0.0 and n[_MARKET_SEEN] >= warmup[BETA_168]:
+        out[BETA_168] = v[_MARKET_PRODUCT] / v[_MARKET_SQUARE]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _symbol(v, n, o, h, l, c, funding, log_close, change, log_range, log_turnover, turnover, out):
+    """Advance one symbol by one good candle and write the features that depend on it alone."""
+    k = n[_SEEN]  # the number of candles before this one, and so this candle's number
+    w1 = 1.0 / (k + 1)
+    v[_EMA_12] = _mean(v[_EMA_12], c, max(w1, _A_12))
+    v[_EMA_26] = _mean(v[_EMA_26], c, max(w1, _A_26))
+    v[_EMA_48] = _mean(v[_EMA_48], c, max(w1, _A_48))
+    v[_EMA_168] = _mean(v[_EMA_168], c, max(w1, _A_168))
+    v[_MACD_SIGNAL] = _mean(v[_MACD_SIGNAL], v[_EMA_12] - v[_EMA_26], max(w1, _A_9))
+    out[EMA_RATIO] = v[_EMA_12] / v[_EMA_48] - 1.0
+    out[EMA_RATIO_LONG] = v[_EMA_48] / v[_EMA_168] - 1.0
+
+    if k > 0:
+        _movement(v, k, 1.0 / k, h, l, c, change, out)
+        ring = v[_LOGS : _LOGS + _RING]
+        if k >= 4:
+            out[RETURN_4] = log_close - ring[(k - 4) % _RING]
+        if k >= 12:
+            out[RETURN_12] = log_close - ring[(k - 12) % _RING]
+        if k >= 24:
+            out[RETURN_24] = log_close - ring[(k - 24) % _RING]
+        if k >= 72:
+            out[RETURN_72] = log_close - ring[(k - 72) % _RING]
+        if k >= _RING:
+            out[RETURN_168] = log_close - ring[k % _RING]
+    v[_LOGS + k % _RING] = log_close
+    v[_CLOSE] = c
+    v[_HIGH] = h
+    v[_LOW] = l
+    v[_LOG_CLOSE] = log_close
+
+    _bands(v, k, c, out)
+    v[_RANGE_SQUARE] = _mean(v[_RANGE_SQUARE], log_range * log_range, max(w1, _A_24))
+    out[RANGE_VOLATILITY_24] = math.sqrt(v[_RANGE_SQUARE] * _PARKINSON)
+    _volume(v, _VOLUME_24, log_turnover, max(w1, _A_24), out, VOLUME_ZSCORE_24)
+    _volume(v, _VOLUME_168, log_turnover, max(w1, _A_168), out, VOLUME_ZSCORE_168)
+    span = h - l
+    pressure = 0.0
+    if span > 0.0:
+        inverse = 1.0 / span
+        pressure = (2.0 * c - h - l) * inverse
+        out[CANDLE_BODY] = (c - o) * inverse
+        out[UPPER_WICK] = (h - max(o, c)) * inverse
+    v[_FLOW] = _mean(v[_FLOW], pressure * turnover, max(w1, _A_24))
+    v[_TURNOVER] = _mean(v[_TURNOVER], turnover, max(w1, _A_24))
+    if v[_TURNOVER] > 0.0:
+        out[MONEY_FLOW_24] = v[_FLOW] / v[_TURNOVER]
+
+    _channel(v, n, k, h, l)
+    width = v[_HIGH_24] - v[_LOW_24]
+    out[DONCHIAN_WIDTH_24] = width / c
+    if width > 0.0:
+        out[DONCHIAN_POSITION] = (c - v[_LOW_24]) / width
+    width = v[_HIGH_168] - v[_LOW_168]
+    if width > 0.0:
+        out[DONCHIAN_POSITION_168] = (c - v[_LOW_168]) / width
+    out[BARS_SINCE_HIGH_168] = (k - n[_AT_HIGH_168]) / _RING
+    out[BARS_SINCE_LOW_168] = (k - n[_AT_LOW_168]) / _RING
+
+    if n[_FUNDED] > 0 or funding != 0.0:
+        n[_FUNDED] += 1
+        if funding != 0.0:
+            v[_FUNDING] = funding
+        v[_FUNDING_MEAN] = _mean(v[_FUNDING_MEAN], funding, max(1.0 / n[_FUNDED], _A_168))
+        out[FUNDING_RATE] = v[_FUNDING]
+    n[_SEEN] = k + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _hide_unsettled(n, warmup, longest, out):
+    """Replace what is still warming up by NaN."""
+    seen = n[_SEEN]
+    if seen < longest:
+        for f in range(RETURN_1, FUNDING_RATE):
+            if seen < warmup[f]:
+                out[f] = np.nan
+    if n[_FUNDED] > 0 and n[_FUNDED] >= warmup[FUNDING_MEAN_168]:
+        return True
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rank(out, source, target, keys, swap, counts):
+    """Write percentile ranks of column ``source`` to column ``target``; ties share their mean rank, NaN has none.
+
+    A radix sort of (order-preserving bits of the float32, symbol): four passes of counting, a third of the cost of
+    comparing.
+    """
+    n = 0
+    counts[:] = 0
+    column = np.empty(1, dtype=np.float32)
+    bits = column.view(np.uint32)
+    for s in range(out.shape[0]):
+        column[0] = out[s, source] + np.float32(0.0)  # -0.0 and 0.0 are a tie
+        if column[0] != column[0]:
+            continue
+        b = np.uint64(bits[0])
+        b = b ^ np.uint64(0xFFFFFFFF) if b & np.uint64(0x80000000) else b | np.uint64(0x80000000)
+        keys[n] = (b << np.uint64(32)) | np.uint64(s)
+        n += 1
+        for digit in range(4):
+            counts[digit, (b >> np.uint64(8 * digit)) & np.uint64(0xFF)] += 1
+    if n < MIN_MARKET_SYMBOLS:
+        return
+    for digit in range(4):
+        shift = np.uint64(32 + 8 * digit)
+        position = 0
+        for value in range(256):
+            count = counts[digit, value]
+            counts[digit, value] = position
+            position += count
+        for i in range(n):
+            value = (keys[i] >> shift) & np.uint64(0xFF)
+            swap[counts[digit, value]] = keys[i]
+            counts[digit, value] += 1
+        keys, swap = swap, keys
+    scale = 0.5 / (n - 1)
+    i = 0
+    while i < n:
+        j = i
+        while j + 1 < n and keys[j + 1] >> np.uint64(32) == keys[i] >> np.uint64(32):
+            j += 1
+        for tied in range(i, j + 1):
+            out[np.int64(keys[tied] & np.uint64(0xFFFFFFFF)), target] = (i + j) * scale
+        i = j + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def step_rows(
+    values, counters, market, market_counters, warmup, time_ms, open_, high, low, close, volume, funding, out,
+    scratch, status, keys, swap, counts,
+):  # fmt: skip
+    """Advance the state by one bar and write float32 [S, F] to ``out``; F tells whether market features are wanted."""
+    market_wide = out.shape[1] > MARKET_RETURN_1
+    longest = 0
+    for f in range(FUNDING_RATE):
+        longest = max(longest, warmup[f])
+    day = 2.0 * math.pi * (time_ms % _DAY_MS) / _DAY_MS
+    week = 2.0 * math.pi * ((time_ms - _MONDAY_MS) % _WEEK_MS) / _WEEK_MS
+    hour_sin, hour_cos, weekday_sin, weekday_cos = math.sin(day), math.cos(day), math.sin(week), math.cos(week)
+    _prepare(values, counters, open_, high, low, close, volume, scratch, status)
+    market_row = np.empty(4, dtype=np.float64)
+    market_return = np.nan
+    if market_wide:
+        market_return = _market(values, counters, close, scratch, status, market, market_counters, warmup, market_row)
+    level = float(market_counters[_M_LEVEL])
+    for s in range(close.shape[0]):
+        row = out[s]
+        row[:] = np.nan
+        if status[s] == _MISSING:
+            continue
+        v = values[s]
+        n = counters[s]
+        change = scratch[_S_RETURN, s]
+        k = n[_SEEN]
+        _symbol(
+            v, n, open_[s], high[s], low[s], close[s], funding[s], scratch[_S_LOG_CLOSE, s], change,
+            scratch[_S_LOG_RANGE, s], scratch[_S_LOG_TURNOVER, s], scratch[_S_TURNOVER, s], row,
+        )  # fmt: skip
+        if market_wide:
+            _residuals(v, n, k, status[s] == _LINKED, change, level, market_return, warmup, row)
+            row[MARKET_RETURN_1] = market_row[0]
+            row[MARKET_RETURN_24] = market_row[1]
+            row[MARKET_VOLATILITY_24] = market_row[2]
+            row[MARKET_BREADTH] = market_row[3]
+        if _hide_unsettled(n, warmup, longest, row):
+            row[FUNDING_MEAN_168] = v[_FUNDING_MEAN]
+        row[HOUR_SIN] = hour_sin
+        row[HOUR_COS] = hour_cos
+        row[WEEKDAY_SIN] = weekday_sin
+        row[WEEKDAY_COS] = weekday_cos
+    if market_wide:
+        _rank(out, RETURN_24, RETURN_24_RANK, keys, swap, counts)
+        _rank(out, VOLATILITY_24, VOLATILITY_24_RANK, keys, swap, counts)
+        _rank(out, VOLUME_ZSCORE_24, VOLUME_ZSCORE_24_RANK, keys, swap, counts)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def replay_rows(
+    values, counters, market, market_counters, warmup, times_ms, open_, high, low, close, volume, funding, out,
+    scratch, status, keys, swap, counts,
+):  # fmt: skip
+    """Step through float64 [T, S] panels and write float32 [T, S, F]."""
+    for t in range(times_ms.shape[0]):
+        step_rows(
+            values, counters, market, market_counters, warmup, times_ms[t], open_[t], high[t], low[t], close[t],
+            volume[t], funding[t], out[t], scratch, status, keys, swap, counts,
+        )  # fmt: skip
