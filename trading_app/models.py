@@ -8,7 +8,7 @@ from django.db.models import Q
 from simple_history.models import HistoricalRecords
 
 from coverage_app.models import Symbol
-from trading_app.choices import BotMode, DesiredState, OrderPurpose, OrderState, RiskKind
+from trading_app.choices import BotMode, DesiredState, FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.querysets import OrderQuerySet, PositionQuerySet
 from training_app.models import ModelArtifact
 
@@ -37,6 +37,9 @@ class Bot(models.Model):
     day = models.DateField(null=True, blank=True, help_text="UTC day of market time that day_start_equity belongs to.")
     day_start_equity = models.FloatField(null=True, blank=True)
     daily_loss_hit = models.BooleanField(default=False)
+    entries_blocked = models.CharField(
+        max_length=300, blank=True, help_text="Why no position is opened at present; empty: they may be."
+    )
 
     last_bar_at = models.DateTimeField(null=True, blank=True, help_text="Open time of the last bar that was decided.")
     last_fill_at = models.DateTimeField(null=True, blank=True, help_text="Cursor of the fills that were read.")
@@ -44,12 +47,13 @@ class Bot(models.Model):
     loaded_at = models.DateTimeField(null=True, blank=True)
     refused_generation = models.PositiveBigIntegerField(default=0, help_text="Not tried again (I10).")
     reloads = models.PositiveIntegerField(default=0)
+    missed_bars = models.PositiveIntegerField(default=0, help_text="Closed while the bot was down: never traded.")
     started_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField()
 
     history = HistoricalRecords(
         excluded_fields=[
-            "peak_equity", "day", "day_start_equity", "daily_loss_hit", "last_bar_at", "last_fill_at", "reloads",
+            "peak_equity", "day", "day_start_equity", "daily_loss_hit", "entries_blocked", "last_bar_at", "last_fill_at", "reloads",
             "loaded_generation", "loaded_at", "refused_generation", "started_at",
         ]
     )  # fmt: skip
@@ -75,6 +79,7 @@ class Decision(models.Model):
     generation = models.PositiveBigIntegerField(default=0)
     outcome = models.CharField(max_length=12)
     reason = models.CharField(max_length=300, blank=True)
+    reason_code = models.CharField(max_length=40, blank=True, help_text="Code of the reason, for counting.")
     price = models.FloatField(null=True, blank=True, help_text="Close of the bar.")
     created_at = models.DateTimeField(help_text="Market time.")
 
@@ -183,6 +188,7 @@ class Fill(models.Model):
     account = models.CharField(max_length=64)
     trade_id = models.CharField(max_length=80)
     client_order_id = models.CharField(max_length=64, blank=True)
+    kind = models.CharField(max_length=10, choices=FillKind, default=FillKind.TRADE)
     side = models.CharField(max_length=4)
     quantity = models.DecimalField(max_digits=30, decimal_places=12)
     price = models.DecimalField(max_digits=30, decimal_places=12)

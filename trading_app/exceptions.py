@@ -1,0 +1,13 @@
+"""Errors of trading. Each message names the value, the rule and the fix."""
+
+
+class TradingError(Exception):
+    """Something that a person asked of the bot cannot be done."""
+
+
+class AccountBusyError(TradingError):
+    """Another live process holds the account's lease (I15)."""
+
+
+class OrderStateError(Exception):
+    """A transition that the table of order states does not have: a bug, never an answer of the exchange."""

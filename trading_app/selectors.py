@@ -1,0 +1,177 @@
+"""Reads of the money tables, for pages, the API and commands. No heavy import: the web uses this module."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Decimal
+
+from django.conf import settings
+from django.db.models import Count, F, Max, Q, QuerySet
+
+from quant.outcomes import Outcome
+from trading_app.models import Bot, Decision, EquityPoint, Order, Position, RiskEvent
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionDay:
+    """Decisions since `since`: how many of each outcome, and the codes of why not, most frequent first."""
+
+    since: dt.datetime
+    last_bar_at: dt.datetime | None
+    outcomes: dict[str, int]
+    why_not: tuple[tuple[str, int], ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.outcomes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class EquityRow:
+    at: dt.datetime
+    equity: float
+    cash: float
+    exposure: float
+    drawdown: float
+    open_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What an artifact promised (precision above its threshold on unseen data) and what its trades did live."""
+
+    artifact_id: int
+    version: int
+    promised_precision: float | None
+    promised_net_return: float | None
+    trades: int
+    wins: int
+    net_pnl: Decimal
+
+    @property
+    def live_precision(self) -> float | None:
+        return self.wins / self.trades if self.trades else None
+
+
+def main_bot() -> Bot | None:
+    """Return the bot of the settings, else the only other one, else None."""
+    bots = list(Bot.objects.order_by("id")[:50])
+    return next((bot for bot in bots if bot.name == settings.BOT_NAME), bots[0] if bots else None)
+
+
+def open_positions(bot: Bot) -> QuerySet[Position]:
+    return Position.objects.open().filter(bot=bot).select_related("symbol", "entry_decision").order_by("symbol__code")
+
+
+def open_orders(bot: Bot) -> QuerySet[Order]:
+    return Order.objects.open().filter(bot=bot).select_related("symbol").order_by("id")
+
+
+def closed_positions(bot: Bot, *, limit: int = 50) -> QuerySet[Position]:
+    rows = Position.objects.filter(bot=bot, closed_at__isnull=False).select_related("symbol")
+    return rows.order_by("-closed_at")[:limit]
+
+
+def decisions_since(bot: Bot, since: dt.datetime) -> DecisionDay:
+    """Count the decisions of bars opened at or after `since`: one query, whatever the number of symbols."""
+    rows = (
+        Decision.objects.filter(bot=bot, bar_at__gte=since)
+        .values("outcome", "reason_code")
+        .annotate(n=Count("id"), last=Max("bar_at"))
+        .order_by()
+    )
+    outcomes: Counter[str] = Counter()
+    why: Counter[str] = Counter()
+    last: dt.datetime | None = None
+    for row in rows:
+        outcomes[row["outcome"]] += row["n"]
+        if row["outcome"] in WHY_NOT_OUTCOMES:
+            why[row["reason_code"] or row["outcome"]] += row["n"]
+        last = row["last"] if last is None else max(last, row["last"])
+    return DecisionDay(since=since, last_bar_at=last, outcomes=dict(outcomes), why_not=tuple(why.most_common()))
+
+
+WHY_NOT_OUTCOMES = frozenset({Outcome.NO_SIGNAL.value, Outcome.REFUSED.value, Outcome.NO_DATA.value})
+
+
+def decisions_today(bot: Bot, now: dt.datetime) -> DecisionDay:
+    """Decisions of the UTC market day that contains `now`."""
+    return decisions_since(bot, now.astimezone(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+
+
+def decisions_of_bar(bot: Bot, bar_at: dt.datetime) -> QuerySet[Decision]:
+    return Decision.objects.filter(bot=bot, bar_at=bar_at).select_related("symbol").order_by("symbol__code")
+
+
+def decisions_of_symbol(symbol_id: int, *, limit: int = 50) -> QuerySet[Decision]:
+    return Decision.objects.filter(symbol_id=symbol_id).select_related("artifact").order_by("-bar_at")[:limit]
+
+
+def equity_series(bot: Bot, *, since: dt.datetime | None = None, limit: int = 2000) -> list[EquityRow]:
+    """Return the newest `limit` points since `since`, oldest first."""
+    points = EquityPoint.objects.filter(bot=bot)
+    if since is not None:
+        points = points.filter(at__gte=since)
+    names = ("at", "equity", "cash", "exposure", "drawdown", "open_positions")
+    return [EquityRow(*row) for row in reversed(points.order_by("-at").values_list(*names)[:limit])]
+
+
+def latest_equity(bot: Bot) -> EquityRow | None:
+    series = equity_series(bot, limit=1)
+    return series[0] if series else None
+
+
+def risk_events(bot: Bot, *, limit: int = 50) -> QuerySet[RiskEvent]:
+    return RiskEvent.objects.filter(bot=bot).select_related("user").order_by("-id")[:limit]
+
+
+def promises(bot: Bot, *, limit: int = 10) -> list[Promise]:
+    """Compare, for each artifact that opened positions, what it promised with what came of them. Newest first."""
+    rows = (
+        Position.objects.filter(bot=bot, closed_at__isnull=False, foreign=False, entry_decision__artifact__isnull=False)
+        .values(
+            artifact_pk=F("entry_decision__artifact_id"),
+            version=F("entry_decision__artifact__version"),
+            metrics=F("entry_decision__artifact__metrics"),
+        )
+        .annotate(trades=Count("id"), wins=Count("id", filter=Q(realised_pnl__gt=F("fees"))))
+        .order_by("-artifact_pk")[:limit]
+    )
+    found = list(rows)
+    money = _net_pnl(bot, [row["artifact_pk"] for row in found])
+    return [
+        Promise(
+            artifact_id=row["artifact_pk"],
+            version=row["version"],
+            promised_precision=_number(row["metrics"], "precision"),
+            promised_net_return=_number(row["metrics"], "mean_net_return"),
+            trades=row["trades"],
+            wins=row["wins"],
+            net_pnl=money.get(row["artifact_pk"], Decimal(0)),
+        )
+        for row in found
+    ]
+
+
+def _net_pnl(bot: Bot, artifact_ids: list[int]) -> dict[int, Decimal]:
+    """Sum in Python: SQLite would add Decimals as floats."""
+    totals: dict[int, Decimal] = {}
+    rows = Position.objects.filter(
+        bot=bot, closed_at__isnull=False, foreign=False, entry_decision__artifact__in=artifact_ids
+    ).values_list("entry_decision__artifact_id", "realised_pnl", "fees")
+    for artifact_id, pnl, fees in rows:
+        totals[artifact_id] = totals.get(artifact_id, Decimal(0)) + pnl - fees
+    return totals
+
+
+def _number(metrics: object, name: str) -> float | None:
+    """Find a metric by name, at the top or below `validation`, whichever the artifact has."""
+    if not isinstance(metrics, dict):
+        return None
+    for place in (metrics, metrics.get("validation"), metrics.get("test")):
+        value = place.get(name) if isinstance(place, dict) else None
+        if isinstance(value, int | float):
+            return float(value)
+    return None
