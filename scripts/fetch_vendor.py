@@ -65,7 +65,12 @@ def problems(folder: Path = VENDOR) -> list[str]:
 def fetch(library: Library, folder: Path = VENDOR) -> None:
     """Download `library` and put its files below `folder`."""
     with tempfile.TemporaryDirectory() as work:
-        subprocess.run(["npm", "pack", "--silent", f"{library.package}@{library.version}"], cwd=work, check=True)
+        subprocess.run(
+            ["npm", "pack", "--silent", f"{library.package}@{library.version}"],
+            cwd=work,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         (archive,) = Path(work).glob("*.tgz")
         with tarfile.open(archive) as tar:
             for member, name in library.files.items():
