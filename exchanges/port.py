@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol, runtime_checkable
 
+from exchanges.errors import MarketDataError
 from quant.candles import Candles
 
 OrderSide = Literal["buy", "sell"]
@@ -279,8 +280,6 @@ def candles_one_by_one(
     data: MarketData, symbols: Iterable[str], timeframe: str, since_ms: int, limit: int
 ) -> dict[str, Candles]:
     """`candles_many` for an exchange without a bulk call. One symbol's trouble does not stop the others (I20)."""
-    from exchanges.errors import MarketDataError
-
     found: dict[str, Candles] = {}
     for symbol in symbols:
         try:
