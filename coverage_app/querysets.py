@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from django.apps import apps
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 
@@ -15,9 +16,8 @@ class SymbolQuerySet(QuerySet):
         return self.filter(Q(next_evaluation_at__isnull=True) | Q(next_evaluation_at__lte=now))
 
     def unblocked(self) -> SymbolQuerySet:
-        from coverage_app.models import Block  # the model's module imports this one
-
-        return self.filter(~Exists(Block.objects.open().filter(symbol=OuterRef("pk"))))
+        block = apps.get_model("coverage_app", "Block")  # by name: the models' module imports this one
+        return self.filter(~Exists(block.objects.open().filter(symbol=OuterRef("pk"))))
 
 
 class BlockQuerySet(QuerySet):
