@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from quant.labels import LabelSpec
 from quant.outcomes import Outcome
-from quant.reasons import code_of, reason
+from quant.reasons import code_of, details_of, reason
 from quant.regime import RegimeSpec, regime_reason
 from quant.risk import RiskLimits, check_entry, entry_headroom
 from quant.schema import FeatureSchema
 from quant.sizing import SizingSpec, position_notional
 
-BLOCK_SEPARATOR = "; "
-"""Joins several block reasons of one symbol into one text."""
+BLOCK_SEPARATOR = " | "
+"""Joins several block reasons of one symbol into one text; no reason contains it by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ def decide(
 
     candidates: list[int] = []
     row_usable = (
-        np.isfinite(bar.features).all(axis=1)
+        ~np.isinf(bar.features).any(axis=1)
         & (np.isfinite(bar.close) & (bar.close > 0))
         & (np.isfinite(bar.atr_pct) & (bar.atr_pct > 0))
     ).tolist()
@@ -181,10 +181,10 @@ def decide(
         if symbol in portfolio.pending:
             outcome, text = Outcome.HOLD, "ENTRY_PENDING"
         elif symbol in bar.refusals:
-            outcome, text = Outcome.REFUSED, reason("BLOCKED", why=bar.refusals[symbol])
+            outcome, text = Outcome.REFUSED, _because("BLOCKED", bar.refusals[symbol])
         elif not covered[i]:
             outcome, text = Outcome.REFUSED, "NOT_COVERED"
-        elif not row_usable[i]:
+        elif not row_usable[i] or (side != 0 and _model_lacked_features(bar, i)):
             outcome, text = Outcome.NO_DATA, _missing_data(bar, i, schema)
         elif side == 0:
             outcome, text = Outcome.NO_SIGNAL, "NO_SIGNAL"
@@ -205,6 +205,15 @@ def decide(
         open_positions += notional > 0
     outside = [symbol for symbol in portfolio.positions if symbol not in index]
     return tuple(decisions[symbol] for symbol in (*bar.symbols, *sorted(outside)))
+
+
+def _because(code: str, texts: str) -> str:
+    """Wrap reasons: ``BLOCKED`` + ``DELISTED: delisted_at=…`` -> ``BLOCKED: by=DELISTED, delisted_at=…``."""
+    first, *others = texts.split(BLOCK_SEPARATOR)
+    if not code_of(first):
+        return reason(code, why=texts)
+    more = {"also": " ".join(code_of(other) for other in others)} if others else {}
+    return reason(code, by=code_of(first), **details_of(first), **more)
 
 
 def _decide_position(
@@ -228,12 +237,12 @@ def _exit_cause(
     bar: BarInput, close: float, position: PositionState, portfolio: PortfolioState, spec: EngineSpec
 ) -> str | None:
     if portfolio.close_all is not None:
-        return reason("CLOSE_ALL", why=portfolio.close_all)
+        return _because("CLOSE_ALL", portfolio.close_all)
     blocks = bar.refusals.get(position.symbol)
     if blocks is not None:
         for block in blocks.split(BLOCK_SEPARATOR):
             if code_of(block) in spec.closing_blocks:
-                return reason("BLOCKED", why=block)
+                return _because("BLOCKED", block)
     if (close - position.stop_price) * position.side <= 0:  # NaN compares as False: only time may close then
         return reason("STOP", close=close, stop=position.stop_price)
     if (close - position.target_price) * position.side >= 0:
@@ -243,12 +252,17 @@ def _exit_cause(
     return None
 
 
+def _model_lacked_features(bar: BarInput, i: int) -> bool:
+    """Whether the model gave no probability for want of a feature (it answers NaN then, see `MetaModel.predict`)."""
+    return math.isnan(bar.probability[i]) and bool(np.isnan(bar.features[i]).any())
+
+
 def _missing_data(bar: BarInput, i: int, schema: FeatureSchema) -> str:
     if not (math.isfinite(bar.close[i]) and bar.close[i] > 0):
         return "NO_CANDLE"
     missing = np.flatnonzero(~np.isfinite(bar.features[i]))
     if missing.size:
-        return reason("FEATURES_NOT_FINITE", missing=int(missing.size), first=schema.names[missing[0]])
+        return reason("FEATURES_MISSING", missing=int(missing.size), first=schema.names[missing[0]])
     return reason("ATR_NOT_USABLE", atr_pct=float(bar.atr_pct[i]))
 
 
@@ -259,7 +273,7 @@ def _refuse_candidate(
     if portfolio.entries_blocked is not None:
         return portfolio.entries_blocked
     if portfolio.close_all is not None:
-        return reason("CLOSE_ALL", why=portfolio.close_all)
+        return _because("CLOSE_ALL", portfolio.close_all)
     if bar.side[i] < 0 and not spec.allow_short:
         return "SHORT_NOT_ALLOWED"
     if spec.label.stop_loss * bar.atr_pct[i] >= 1 or spec.label.profit_take * bar.atr_pct[i] >= 1:

@@ -5,25 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.metrics import block_mean, calibration_error, log_losses, skill_over_base_rate, trades_at_threshold
+
+MIN_CHAMPION_BLOCKS = 5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateBounds:
     """Bounds of the gates, all judged on the unseen test window.
 
     ``min_t_stat`` is the confidence, as a t-statistic over blocks of time, with which the model must beat the base
-    rate and with which trades taken at the threshold must earn money. ``max_champion_t_stat`` is how far below the
-    champion the challenger may be before that counts as more than noise.
+    rate; ``min_return_t_stat`` that with which trades taken at the threshold must earn money. The second is smaller,
+    since returns are far noisier than probabilities, and both must hold. ``max_champion_t_stat`` is how far below
+    the champion the challenger may be before that counts as more than noise.
     """
 
     min_trades: int = 30
     min_t_stat: float = 2.0
+    min_return_t_stat: float = 1.0
     max_calibration_error: float = 0.10
     max_champion_t_stat: float = 1.0
 
     def __post_init__(self) -> None:
         if self.min_trades < 2:
             raise ValueError(f"min_trades is {self.min_trades}; a mean needs at least 2 trades")
-        for name in ("min_t_stat", "max_calibration_error", "max_champion_t_stat"):
+        for name in ("min_t_stat", "min_return_t_stat", "max_calibration_error", "max_champion_t_stat"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
@@ -40,3 +49,107 @@ class GateResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestWindow:
+    """Predictions on the unseen window, one row per signal: arrays of length n.
+
+    ``y`` 0 or 1; ``probability`` of the challenger; ``net_return`` per trade after costs; ``time`` of the decision in
+    bars; ``allowed`` by the regime filter. ``champion`` holds the champion's probability, NaN where it does not cover
+    the symbol or had seen the row's time already; None without a champion.
+    """
+
+    y: NDArray[np.int8]
+    probability: NDArray[np.float64]
+    net_return: NDArray[np.float64]
+    time: NDArray[np.int64]
+    allowed: NDArray[np.bool_]
+    champion: NDArray[np.float64] | None = None
+
+
+def evaluate_gates(
+    window: TestWindow, *, base_rate: float, threshold: float, block: int, bounds: GateBounds
+) -> tuple[GateResult, ...]:
+    """Hold a challenger against every gate; it may be promoted only if all passed.
+
+    ``base_rate`` is the share of paying signals BEFORE the window: the probability that a person without a model
+    would quote. ``block`` is the length in bars of the blocks of time over which confidence is judged; it must exceed
+    the label horizon, since overlapping labels are one observation.
+    """
+    skill = skill_over_base_rate(window.y, window.probability, window.time, base_rate=base_rate, block=block)
+    trades = trades_at_threshold(
+        window.y,
+        window.probability,
+        window.net_return,
+        window.time,
+        threshold=threshold,
+        block=block,
+        allowed=window.allowed,
+    )
+    error = calibration_error(window.y, window.probability)
+    earned = trades.net_return
+    results = [
+        _at_least(
+            "skill",
+            skill.t_stat,
+            bounds.min_t_stat,
+            f"log loss is {skill.mean:.5f} below that of the base rate {base_rate:.3f}, t = {skill.t_stat:.2f} over "
+            f"{skill.blocks} blocks of {block} bars (needs {bounds.min_t_stat:g})",
+        ),
+        _at_least(
+            "trades",
+            float(trades.trades),
+            float(bounds.min_trades),
+            f"{trades.trades} signals reach the threshold {threshold:.3f} (needs {bounds.min_trades})",
+        ),
+        _at_least(
+            "net_return",
+            earned.t_stat,
+            bounds.min_return_t_stat,
+            f"a trade earns {earned.mean:.4%} after costs, t = {earned.t_stat:.2f} over {earned.blocks} blocks "
+            f"(needs {bounds.min_return_t_stat:g})",
+        ),
+        GateResult(
+            name="calibration",
+            value=error,
+            bound=bounds.max_calibration_error,
+            passed=error <= bounds.max_calibration_error,
+            text=f"probabilities are off by {error:.3f} on average (allowed {bounds.max_calibration_error:g})",
+        ),
+    ]
+    if window.champion is not None:
+        results.append(_champion_gate(window, window.champion, block=block, bounds=bounds))
+    return tuple(results)
+
+
+def _at_least(name: str, value: float, bound: float, text: str) -> GateResult:
+    return GateResult(name=name, value=value, bound=bound, passed=value >= bound, text=text)
+
+
+def _champion_gate(window: TestWindow, champion: NDArray[np.float64], *, block: int, bounds: GateBounds) -> GateResult:
+    """The challenger must not be worse than the champion, beyond noise, where both saw nothing.
+
+    Without enough such rows there is nothing to compare: the gate passes and says so, since the other gates have
+    already judged the challenger by itself.
+    """
+    both = np.isfinite(champion)
+    saved = log_losses(window.y[both], champion[both]) - log_losses(window.y[both], window.probability[both])
+    gain = block_mean(saved, window.time[both], block=block)
+    bound = -bounds.max_champion_t_stat
+    if gain.blocks < MIN_CHAMPION_BLOCKS:
+        return GateResult(
+            name="champion",
+            value=0.0,
+            bound=bound,
+            passed=True,
+            text=f"not comparable: {gain.n} signals in {gain.blocks} blocks of {block} bars are unseen by both models "
+            f"and covered by both (needs {MIN_CHAMPION_BLOCKS} blocks)",
+        )
+    return _at_least(
+        "champion",
+        gain.t_stat,
+        bound,
+        f"log loss is {gain.mean:.5f} below the champion's on {gain.n} signals that neither has seen, "
+        f"t = {gain.t_stat:.2f} (needs {bound:g})",
+    )

@@ -11,12 +11,8 @@ import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
-from quant.reasons import reason
-from quant.timeframes import from_ms
-
-MINUTE_MS = 60_000
-HOUR_MS = 60 * MINUTE_MS
-DAY_MS = 24 * HOUR_MS
+from quant.reasons import code_of, reason
+from quant.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, from_ms
 
 
 class BlockCode(StrEnum):
@@ -253,7 +249,8 @@ def _find_price_break(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int) -
     if facts.price_break is None:
         return None
     # It heals only when the break leaves the window of the history, so there is no hurry.
-    evidence = reason(BlockCode.PRICE_BREAK, evidence=facts.price_break)
+    found = facts.price_break
+    evidence = found if code_of(found) == BlockCode.PRICE_BREAK else reason(BlockCode.PRICE_BREAK, found=found)
     return Finding(BlockCode.PRICE_BREAK, evidence, False, now_ms + policy.permanent_recheck_ms)
 
 

@@ -16,7 +16,7 @@ from quant.schema import FeatureSchema
 class RegimeSpec:
     """Bounds without a unit, so that they mean the same on every timeframe.
 
-    The volatility ratio is ``volatility_24 / volatility_168``: far above 1 is a shock in which stops slip and the
+    The feature ``volatility_ratio`` compares the last day with the last week: far above 1 is a shock in which stops slip and the
     barriers (multiples of ATR) lag; far below 1 is a market that has gone to sleep and will not pay the costs.
     ``min_adx`` refuses markets without any trend (Wilder's ADX, 0 to 100).
     """
@@ -56,9 +56,5 @@ def regime_reason(*, features: NDArray[np.float32], schema: FeatureSchema, spec:
     return None
 
 
-def _regime_values(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float64], ...]:
-    short = features[..., schema.index("volatility_24")].astype(np.float64)
-    long = features[..., schema.index("volatility_168")].astype(np.float64)
-    adx = features[..., schema.index("adx_14")].astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return short / long, adx
+def _regime_values(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float32], ...]:
+    return features[..., schema.index("volatility_ratio")], features[..., schema.index("adx_14")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-DAY_MS = 86_400_000
+from quant.timeframes import DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
