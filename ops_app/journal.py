@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 
 from ops_app import clock
 from ops_app.choices import Severity
@@ -18,7 +18,7 @@ def record(
     *,
     subject: str = "",
     severity: str = Severity.INFO,
-    user: AbstractBaseUser | None = None,
+    user: User | None = None,
 ) -> Event:
     """Write down that `kind` happened to `subject` (like `symbol:BTC/USDT:USDT` or `run:7`); part of the transaction.
 

@@ -33,7 +33,8 @@ _captured: list[Message] | None = None
 def capture() -> Iterator[list[Message]]:
     """Collect messages instead of sending them: for tests, and for the soak that runs the tasks itself."""
     global _captured
-    before, messages = _captured, []
+    before = _captured
+    messages: list[Message] = []
     _captured = messages
     try:
         yield messages

@@ -1,0 +1,37 @@
+"""The periodic jobs of this app."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.conf import settings
+
+from ops_app import jobs
+
+jobs.register(
+    jobs.Job(
+        name="ops.alerts",
+        function="ops_app.alerts.send_pending",
+        period=timedelta(minutes=1),
+        queue=settings.LIGHT_QUEUE,
+        help="Send the alerts that are waiting.",
+    )
+)
+jobs.register(
+    jobs.Job(
+        name="ops.watch",
+        function="ops_app.watch.watch_heartbeats",
+        period=timedelta(minutes=1),
+        queue=settings.LIGHT_QUEUE,
+        help="Raise an alert for each process that has fallen silent.",
+    )
+)
+jobs.register(
+    jobs.Job(
+        name="ops.prune",
+        function="ops_app.watch.prune",
+        period=timedelta(hours=1),
+        queue=settings.LIGHT_QUEUE,
+        help="Delete rows of the queue and of jobs that nobody will look at again.",
+    )
+)
