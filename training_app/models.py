@@ -34,6 +34,17 @@ class TrainingScope(models.Model):
     failures = models.PositiveSmallIntegerField(default=0, help_text="Failed or refused runs in a row: the back-off.")
     last_run_at = models.DateTimeField(null=True, blank=True, help_text="When a run last started (I5).")
     not_before = models.DateTimeField(null=True, blank=True, help_text="Back-off: no run before this.")
+    new_count = models.PositiveIntegerField(default=0, help_text="Ready symbols that the active model does not cover.")
+    first_new_at = models.DateTimeField(null=True, blank=True, help_text="When the first of them was seen (debounce).")
+    last_new_at = models.DateTimeField(null=True, blank=True, help_text="When their number last grew.")
+    decision = models.CharField(
+        max_length=500,
+        blank=True,
+        help_text="Why it trains or does not, as `CODE: key=value`; written when it changes.",
+    )
+
+    class Meta:
+        indexes = [models.Index(fields=["market", "training_mode", "timeframe"], name="scope_of_market")]
 
     def __str__(self) -> str:
         return self.key
@@ -224,6 +235,9 @@ class Activation(models.Model):
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
     requested_at = models.DateTimeField()
+    enqueued_at = models.DateTimeField(
+        null=True, blank=True, help_text="When a worker was last rung, database's clock."
+    )
     decided_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

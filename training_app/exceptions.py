@@ -1,0 +1,23 @@
+"""What can go wrong in training, by name."""
+
+from __future__ import annotations
+
+
+class TrainingAppError(Exception):
+    """Base of the errors of this app; the text is for a person."""
+
+
+class RunRefused(TrainingAppError):
+    """A run cannot be requested or cancelled; the text says why and what to do."""
+
+
+class RunLost(TrainingAppError):
+    """The lease of a run went to somebody else or ended: stop, nothing that you write is accepted (T4)."""
+
+
+class ArtifactError(TrainingAppError):
+    """The files of an artifact are missing, cut off, changed, or predict something else than when they were written."""
+
+
+class ActivationRefused(TrainingAppError):
+    """A model cannot be made active; the text says why and what to do."""

@@ -1,0 +1,266 @@
+"""What trains now, and why: one look at every scope of the market. Idle, it costs a constant number of reads."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser
+from django.db.models import Max
+
+from coverage_app import selectors as coverage_selectors
+from coverage_app import services as coverage
+from coverage_app.choices import BlockReason
+from coverage_app.models import Block
+from ops_app import clock
+from quant.policy import RunCause, RunDecision, ScopeFacts, run_due
+from quant.reasons import reason
+from quant.timeframes import from_ms, to_ms
+from training_app import activation, policies, registry, selectors
+from training_app.choices import OPEN_STATES, ActivationKind, ActivationState, RunTrigger
+from training_app.exceptions import ActivationRefused, RunRefused
+from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
+from training_app.services.requests import request_run
+
+log = structlog.get_logger(__name__)
+
+TRAINING_REASONS = (BlockReason.TRAINING_FAILED, BlockReason.MODEL_REJECTED)
+"""Blocks that runs leave; only time or a person closes them (I4)."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What was read once for all scopes. `ready` maps the id of each symbol that may be trained to its code."""
+
+    market: str
+    now: dt.datetime
+    ready: dict[int, str]
+    covering: dict[int, ModelArtifact]
+    in_runs: set[int]
+    open_scopes: set[int]
+    pending_slots: set[str]
+    active: dict[str, ActiveModel]
+    usable: dict[str, ModelArtifact]
+
+
+def plan() -> list[TrainingRun]:
+    """Request the run of every scope that is due; return the new runs.
+
+    A scope without a usable model first gets the best good artifact of its registry, and trains only if there is none
+    (R1, R11). Each decision is written on its scope when it changes, so that a person can read why nothing trains.
+    """
+    market, now = settings.EXCHANGE_MARKET, clock.market_now()
+    close_elapsed_blocks(market=market, now=now)
+    look = _read(market, now)
+    requested = []
+    for scope in _scopes(look):
+        candidates = _candidates(scope, look)
+        if scope.key in look.pending_slots:
+            _note(scope, reason("ACTIVATION_PENDING", slot=scope.key), None)
+            continue
+        if scope.key not in look.usable and candidates and scope.pk not in look.open_scopes:
+            if _promote_from_registry(scope, look, candidates):
+                continue
+        decision = run_due(_facts(scope, look, candidates), to_ms(now), policies.training_policy())
+        _note(scope, decision.reason, decision.not_before_ms)
+        if not decision.due:
+            continue
+        run = _request(scope, decision, candidates)
+        if run is not None:
+            requested.append(run)
+    return requested
+
+
+def train_now(*, user: AbstractBaseUser | None = None, symbols: Collection[int] | None = None) -> list[TrainingRun]:
+    """Request a run for a person: of every scope, or of the scopes that train the symbol ids `symbols`.
+
+    A scope that may not train yet (I5) gets a run that waits; a scope with an open run returns it. Raises RunRefused
+    when nothing can be trained, with the reason.
+    """
+    market, now = settings.EXCHANGE_MARKET, clock.market_now()
+    look = _read(market, now)
+    runs = []
+    why = "no symbol is ready: see the blocks"
+    for scope in _scopes(look):
+        if symbols is not None and scope.symbol_id is not None and scope.symbol_id not in symbols:
+            continue
+        candidates = _candidates(scope, look)
+        present = scope.runs.open().first()
+        if present is not None:
+            runs.append(present)
+            continue
+        decision = run_due(_facts(scope, look, candidates, manual=True), to_ms(now), policies.training_policy())
+        why = decision.reason
+        if decision.cause is None:
+            continue
+        asked_by = getattr(user, "username", None) or "command line"
+        cause = reason(RunCause.MANUAL, scope=scope.key, symbols=len(candidates), user=asked_by)
+        runs.append(
+            request_run(
+                scope=scope,
+                trigger=RunTrigger.MANUAL,
+                cause=cause,
+                symbols=candidates,
+                not_before=from_ms(decision.not_before_ms) if decision.not_before_ms is not None else None,
+                user=user,
+            )
+        )
+    if not runs:
+        raise RunRefused(f"nothing can be trained: {why}")
+    return runs
+
+
+def close_elapsed_blocks(*, market: str, now: dt.datetime) -> int:
+    """Close the blocks that runs left and whose back-off is over: their symbols may ask for a run again."""
+    due = Block.objects.due(now=now).filter(symbol__market=market, reason__in=TRAINING_REASONS)
+    symbol_ids = sorted(set(due.values_list("symbol_id", flat=True)))
+    if not symbol_ids:
+        return 0
+    coverage.close_blocks(symbol_ids=symbol_ids, reasons=TRAINING_REASONS, close_reason="the back-off is over")
+    return len(symbol_ids)
+
+
+def _read(market: str, now: dt.datetime) -> _Plan:
+    active = {slot.slot: slot for slot in ActiveModel.objects.filter(artifact__scope__market=market)}
+    usable_ids = selectors.usable_artifact_ids(market=market)
+    return _Plan(
+        market=market,
+        now=now,
+        ready=dict(coverage_selectors.ready_symbols(market).values_list("pk", "code")),
+        covering=selectors.covering_artifacts(market=market),
+        in_runs=set(RunSymbol.objects.filter(open=True, symbol__market=market).values_list("symbol_id", flat=True)),
+        open_scopes=set(
+            TrainingRun.objects.filter(scope__market=market, state__in=OPEN_STATES).values_list("scope_id", flat=True)
+        ),
+        pending_slots=set(Activation.objects.filter(state=ActivationState.REQUESTED).values_list("slot", flat=True)),
+        active=active,
+        usable={slot: usable_ids[row.artifact_id] for slot, row in active.items() if row.artifact_id in usable_ids},
+    )
+
+
+def _scopes(look: _Plan) -> list[TrainingScope]:
+    """Return the scopes of the settings' mode, with the missing ones made: one, or one for each ready symbol."""
+    of_mode = {
+        "market": look.market, "training_mode": settings.TRAINING_MODE, "timeframe": settings.TIMEFRAME
+    }  # fmt: skip
+    present = TrainingScope.objects.filter(**of_mode).annotate(
+        run_started_at=Max("runs__started_at"), run_ended_at=Max("runs__finished_at")
+    )
+    scopes = list(present.order_by("pk"))
+    if settings.TRAINING_MODE == registry.MULTI_SYMBOL:
+        wanted: dict[int | None, str] = {None: registry.slot_key(market=look.market)} if look.ready else {}
+    else:
+        wanted = {pk: registry.slot_key(market=look.market, symbol=code) for pk, code in look.ready.items()}
+    known = {scope.symbol_id for scope in scopes}
+    missing = [
+        TrainingScope(key=key, symbol_id=symbol_id, **of_mode)
+        for symbol_id, key in wanted.items()
+        if symbol_id not in known
+    ]
+    if missing:
+        TrainingScope.objects.bulk_create(missing, ignore_conflicts=True, batch_size=200)
+        scopes = list(present.order_by("pk"))
+    return scopes
+
+
+def _candidates(scope: TrainingScope, look: _Plan) -> list[int]:
+    """Return the symbol ids that a run of the scope would train; those in runs of other scopes are left out (I1)."""
+    if scope.symbol_id is not None:
+        return [scope.symbol_id] if scope.symbol_id in look.ready and scope.symbol_id not in look.in_runs else []
+    if scope.pk in look.open_scopes:
+        return list(look.ready)
+    return [symbol_id for symbol_id in look.ready if symbol_id not in look.in_runs]
+
+
+def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: bool = False) -> ScopeFacts:
+    new = [symbol_id for symbol_id in candidates if symbol_id not in look.covering]
+    _note_new(scope, len(new), look.now)
+    serving = look.usable.get(scope.key)
+    started_at = getattr(scope, "run_started_at", None)
+    ended_at = getattr(scope, "run_ended_at", None)
+    return ScopeFacts(
+        scope=scope.key,
+        trainable_symbols=len(candidates),
+        new_symbols=len(new),
+        first_new_ms=_ms(scope.first_new_at) if scope.symbol_id is None else None,
+        last_new_ms=_ms(scope.last_new_at) if scope.symbol_id is None else None,
+        has_compatible_model=serving is not None,
+        model_trained_ms=_ms(serving.created_at) if serving is not None else None,
+        open_run=scope.pk in look.open_scopes,
+        last_run_ms=_ms(started_at),
+        last_run_ended_ms=_ms(ended_at),
+        failures=scope.failures,
+        manual_requested_ms=to_ms(look.now) if manual else None,
+    )
+
+
+def _ms(moment: dt.datetime | None) -> int | None:
+    return None if moment is None else to_ms(moment)
+
+
+def _note_new(scope: TrainingScope, count: int, now: dt.datetime) -> None:
+    """Remember when the number of uncovered symbols last grew: what the debounce waits for. No change, no write."""
+    if count == scope.new_count and (count == 0) == (scope.first_new_at is None):
+        return
+    if count == 0:
+        scope.first_new_at = scope.last_new_at = None
+    else:
+        scope.first_new_at = scope.first_new_at or now
+        if count > scope.new_count or scope.last_new_at is None:
+            scope.last_new_at = now
+    scope.new_count = count
+    scope.save(update_fields=["new_count", "first_new_at", "last_new_at"])
+
+
+def _note(scope: TrainingScope, text: str, not_before_ms: int | None) -> None:
+    """Write the decision on its scope when it says something new."""
+    not_before = None if not_before_ms is None else from_ms(not_before_ms)
+    if (scope.decision, scope.not_before) == (text[:500], not_before):
+        return
+    scope.decision, scope.not_before = text[:500], not_before
+    scope.save(update_fields=["decision", "not_before"])
+
+
+def _promote_from_registry(scope: TrainingScope, look: _Plan, candidates: list[int]) -> bool:
+    """Ask for the best artifact that already exists; False when there is none and a run is needed."""
+    broken = look.active.get(scope.key)
+    selection = registry.select_best(
+        scope,
+        symbols=[look.ready[symbol_id] for symbol_id in candidates],
+        exclude=None if broken is None else broken.artifact_id,
+    )
+    if selection.best is None:
+        refused = Counter(refusal.code.value for against in selection.refusals.values() for refusal in against)
+        if refused:
+            log.info("registry_has_no_model", scope=scope.key, refusals=dict(refused))
+        return False
+    artifact = scope.artifacts.get(pk=selection.best.artifact_id)
+    why = reason(
+        "REGISTRY_FALLBACK",
+        artifact=artifact.pk,
+        version=artifact.version,
+        instead_of=None if broken is None else broken.artifact_id,
+        compatible=len(selection.ranking),
+    )
+    try:
+        activation.request_activation(artifact=artifact, kind=ActivationKind.PROMOTION, reason=why)
+    except ActivationRefused as error:
+        log.warning("registry_fallback_refused", scope=scope.key, artifact=artifact.pk, error=str(error))
+        return False
+    _note(scope, why, None)
+    return True
+
+
+def _request(scope: TrainingScope, decision: RunDecision, candidates: list[int]) -> TrainingRun | None:
+    assert decision.cause is not None
+    try:
+        return request_run(
+            scope=scope, trigger=RunTrigger(decision.cause.value.lower()), cause=decision.reason, symbols=candidates
+        )
+    except RunRefused as error:  # its symbols went to another run since they were read: the next look sees it
+        log.info("run_refused", scope=scope.key, error=str(error))
+        return None

@@ -1,0 +1,255 @@
+"""Claim, heartbeat, failure and sweep of a run: each one guarded UPDATE on the database's clock (reference/locks.md).
+
+T12 allows four statements to a transaction. The ones that end a run need more, because its verdicts, blocks and the
+journal must appear with the end or not at all (I2); none of them waits for anything but the database.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import structlog
+from django.db import transaction
+from django.db.models import F, Q, Value
+from django.db.models.functions import Concat
+
+from ops_app import alerts, clock, journal, queue
+from ops_app.choices import Severity
+from quant.reasons import reason
+from training_app import policies
+from training_app.choices import ActivationState, RunState
+from training_app.exceptions import RunLost
+from training_app.models import Activation, TrainingRun, TrainingScope
+from training_app.services.requests import ring
+from training_app.services.verdicts import leave_verdicts
+
+log = structlog.get_logger(__name__)
+
+ATTEMPTS_PER_TOKEN = 65_536
+STALE_RING = dt.timedelta(seconds=60)
+"""A message older than this may be lost. One that was only waiting makes its double a no-op that costs one read."""
+RINGS_PER_SWEEP = 10
+APPLY_TASK = "training_app.tasks.apply_activation"
+
+
+@dataclass(slots=True, kw_only=True)
+class Claim:
+    """The right to train a run. `deadline` is local, counted from before the last renewal (B3)."""
+
+    run_id: int
+    scope_id: int
+    run_no: int
+    attempt: int
+    max_attempts: int
+    token: int
+    owner: str
+    data_end: dt.datetime
+    deadline: float
+
+    def locally_valid(self) -> bool:
+        """Return whether nobody else can have the run yet; needs no database."""
+        return clock.boot_seconds() < self.deadline
+
+
+def claimable(run_id: int) -> bool:
+    """Return whether a claim could succeed: a read, so that a double message costs nothing more."""
+    return TrainingRun.objects.filter(_claimable(), pk=run_id, attempt__lt=F("max_attempts")).exists()
+
+
+def next_claimable() -> int | None:
+    """Return the id of the run that waits longest."""
+    waiting = TrainingRun.objects.filter(_claimable(), attempt__lt=F("max_attempts")).order_by("not_before", "id")
+    return waiting.values_list("pk", flat=True).first()
+
+
+def _claimable() -> Q:
+    due = Q(state=RunState.QUEUED, not_before__lte=clock.market_now())
+    return due | Q(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
+
+
+def claim(run_id: int, owner: str) -> Claim | None:
+    """Take the run; None when there is nothing to take: somebody has it, it ended, or it is not due (T3, T10).
+
+    One UPDATE decides and counts the attempt before any work (I4, T8). The token grows with every claim (T2).
+    """
+    begun, now = clock.boot_seconds(), clock.market_now()
+    with transaction.atomic():  # the row stays locked until it is read back
+        taken = TrainingRun.objects.filter(_claimable(), pk=run_id, attempt__lt=F("max_attempts")).update(
+            state=RunState.RUNNING,
+            attempt=F("attempt") + 1,
+            fencing_token=F("run_no") * ATTEMPTS_PER_TOKEN + F("attempt") + 1,
+            owner=owner[:120],
+            lease_expires_at=clock.database_now() + policies.lease_time(),
+            heartbeat_at=clock.database_now(),
+            started_at=now,
+            data_end=now,
+            progress=0.0,
+            stage="claimed",
+        )
+        if taken != 1:
+            return None
+        run = TrainingRun.objects.get(pk=run_id)
+    assert run.fencing_token is not None
+    return Claim(
+        run_id=run.pk,
+        scope_id=run.scope_id,
+        run_no=run.run_no,
+        attempt=run.attempt,
+        max_attempts=run.max_attempts,
+        token=run.fencing_token,
+        owner=run.owner,
+        data_end=now,
+        deadline=begun + policies.lease_time().total_seconds(),
+    )
+
+
+def _mine(claim: Claim) -> Q:
+    return Q(pk=claim.run_id, state=RunState.RUNNING, fencing_token=claim.token)
+
+
+def heartbeat(claim: Claim, progress: float, stage: str, *, line: str = "") -> None:
+    """Renew the lease and show the progress (0..1); `line` is appended to the run's log. Raises RunLost (T4)."""
+    begun = clock.boot_seconds()
+    changes: dict[str, object] = {
+        "lease_expires_at": clock.database_now() + policies.lease_time(),
+        "heartbeat_at": clock.database_now(),
+        "progress": min(max(progress, 0.0), 1.0),
+        "stage": stage[:80],
+    }
+    if line:
+        changes["log"] = Concat(F("log"), Value(line.rstrip("\n") + "\n"))
+    if TrainingRun.objects.filter(_mine(claim)).update(**changes) != 1:
+        raise RunLost(f"run {claim.run_id}: token {claim.token} is not the current one; another process has the run")
+    claim.deadline = begun + policies.lease_time().total_seconds()
+
+
+def release(claim: Claim) -> bool:
+    """Give the run back without blame, as at a planned stop; the attempt stays counted. False: it was lost already."""
+    with transaction.atomic():
+        released = TrainingRun.objects.filter(_mine(claim), attempt__lt=F("max_attempts")).update(
+            state=RunState.QUEUED, owner="", lease_expires_at=None, enqueued_at=clock.database_now()
+        )
+        if released:
+            ring(claim.run_id)
+    return released == 1
+
+
+def fail(claim: Claim, error: str, *, final: bool = False) -> RunState:
+    """Record that the attempt failed: QUEUED again after a back-off, or FAILED with verdicts. Raises RunLost (T4).
+
+    `final` is for errors that another attempt on the same data would repeat. Returns the run's new state.
+    """
+    now = clock.market_now()
+    if not final and claim.attempt < claim.max_attempts:
+        again_at = policies.retry_back_off(str(claim.run_id), claim.attempt, now)
+        queued = TrainingRun.objects.filter(_mine(claim)).update(
+            state=RunState.QUEUED,
+            owner="",
+            lease_expires_at=None,
+            enqueued_at=None,  # the sweeper rings when the back-off is over
+            not_before=again_at,
+            error=error,
+        )
+        if queued != 1:
+            raise _lost(claim)
+        log.warning("attempt_failed", run=claim.run_id, attempt=claim.attempt, again_at=again_at.isoformat())
+        return RunState.QUEUED
+    if not _end_failed(claim.scope_id, claim.run_id, _mine(claim), error):
+        raise _lost(claim)
+    return RunState.FAILED
+
+
+def _lost(claim: Claim) -> RunLost:
+    return RunLost(f"run {claim.run_id}: token {claim.token} is not the current one; nothing was changed")
+
+
+def _end_failed(scope_id: int, run_id: int, guard: Q, error: str) -> bool:
+    """RUNNING -> FAILED where `guard` still holds, with the scope's back-off and all verdicts, in one transaction."""
+    now = clock.market_now()
+    with transaction.atomic():
+        scope = TrainingScope.objects.select_for_update().get(pk=scope_id)
+        failed = TrainingRun.objects.filter(guard, pk=run_id).update(
+            state=RunState.FAILED, finished_at=now, lease_expires_at=None, error=error
+        )
+        if failed != 1:
+            return False
+        scope.failures += 1
+        scope.not_before = policies.scope_back_off(scope.key, scope.failures, now)
+        scope.save(update_fields=["failures", "not_before"])
+        run = TrainingRun.objects.select_related("scope").get(pk=run_id)
+        last_line = error.strip().rpartition("\n")[2]
+        evidence = reason("TRAINING_FAILED", run=run.pk, attempts=run.attempt, error=last_line)
+        counts = leave_verdicts(run, block_reason="TRAINING_FAILED", evidence=evidence, recheck_at=scope.not_before)
+        text = (
+            f"Run {run.run_no} of {scope.key} failed after {run.attempt} attempts: {last_line} "
+            f"({counts['covered']} symbols stay covered, {counts['blocked']} are blocked). "
+            f"Next run: not before {scope.not_before:%Y-%m-%d %H:%M}."
+        )
+        journal.record("run_failed", text, subject=f"run:{run.pk}", severity=Severity.WARNING)
+        alerts.raise_alert(f"training:{scope.key}", text, Severity.WARNING)
+    return True
+
+
+def sweep() -> dict[str, int]:
+    """End or requeue runs whose lease expired, and ring again for rows whose message may be lost (T9, T10).
+
+    Cheap, idempotent, safe in any number of processes at once: each step is a compare-and-set. Idle: four reads.
+    """
+    counts = {"requeued": 0, "failed": 0, "rung": 0, "activations": 0}
+    expired = TrainingRun.objects.filter(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
+    for run in list(expired):
+        guard = Q(state=RunState.RUNNING, fencing_token=run.fencing_token, lease_expires_at__lt=clock.database_now())
+        error = reason("LEASE_EXPIRED", attempt=run.attempt, stage=run.stage, owner=run.owner)
+        if run.attempt >= run.max_attempts:
+            counts["failed"] += _end_failed(run.scope_id, run.pk, guard, error)
+            continue
+        with transaction.atomic():
+            requeued = TrainingRun.objects.filter(guard, pk=run.pk).update(
+                state=RunState.QUEUED,
+                owner="",
+                lease_expires_at=None,
+                enqueued_at=clock.database_now(),
+                error=error,
+                log=Concat(F("log"), Value(error + "\n")),
+            )
+            if requeued:
+                ring(run.pk)
+        counts["requeued"] += requeued
+    counts["rung"] = _ring_lost_runs()
+    counts["activations"] = _ring_lost_activations()
+    return counts
+
+
+def _never_rung_or_stale() -> Q:
+    return Q(enqueued_at__isnull=True) | Q(enqueued_at__lt=clock.database_now() - STALE_RING)
+
+
+def _ring_lost_runs() -> int:
+    due = TrainingRun.objects.filter(
+        _never_rung_or_stale(), state=RunState.QUEUED, not_before__lte=clock.market_now()
+    ).order_by("not_before", "id")
+    rung = 0
+    for run_id in list(due.values_list("pk", flat=True)[:RINGS_PER_SWEEP]):
+        with transaction.atomic():
+            mine = TrainingRun.objects.filter(_never_rung_or_stale(), pk=run_id, state=RunState.QUEUED).update(
+                enqueued_at=clock.database_now()
+            )
+            if mine:
+                ring(run_id)
+        rung += mine
+    return rung
+
+
+def _ring_lost_activations() -> int:
+    waiting = Activation.objects.filter(_never_rung_or_stale(), state=ActivationState.REQUESTED)
+    rung = 0
+    for activation_id in list(waiting.values_list("pk", flat=True)[:RINGS_PER_SWEEP]):
+        with transaction.atomic():
+            mine = Activation.objects.filter(
+                _never_rung_or_stale(), pk=activation_id, state=ActivationState.REQUESTED
+            ).update(enqueued_at=clock.database_now())
+            if mine:
+                queue.enqueue(APPLY_TASK, activation_id)
+        rung += mine
+    return rung
