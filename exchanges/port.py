@@ -196,6 +196,8 @@ class Capabilities:
     timeframes: tuple[str, ...]
     page_limit: int
     """Most candles one `candles` call returns."""
+    ticker_is_last_close: bool = False
+    """Tickers show the close of the last closed candle: whatever happens in the running candle is still to come."""
     attached_stop: bool = False
     history_start_ms: int | None = None
 

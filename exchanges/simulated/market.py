@@ -69,6 +69,7 @@ class SimulatedMarket:
             funding=True,
             timeframes=_TIMEFRAMES,
             page_limit=PAGE_LIMIT,
+            ticker_is_last_close=True,
             history_start_ms=GENESIS_DAY * DAY_MS,
         )
         self._seed = seed
