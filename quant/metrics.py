@@ -39,7 +39,7 @@ def roc_auc(y: NDArray[np.int8], p: Float) -> float:
     negatives = len(y) - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    values, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks = (ends - counts + 1 + ends) / 2.0
     rank_sum = float(np.sum(ranks[inverse][y == 1]))

@@ -81,7 +81,8 @@ def encode_features(
 
 def usable_rows(features: NDArray[np.float32], required: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return for each row of float32[n, F] whether its required columns (bool[F]) are finite and none is infinite."""
-    return ~(np.isinf(features) | (np.isnan(features) & required)).any(axis=1)
+    unusable = np.isinf(features) | (np.isnan(features) & required)
+    return np.asarray(~unusable.any(axis=1))
 
 
 def check_codes(symbol_codes: NDArray[np.int32], *, n_rows: int, n_symbols: int) -> None:
@@ -110,9 +111,9 @@ class MetaModel:
     """A trained model. ``symbols`` in the order of their codes; ``feature_names`` in the order of the columns.
 
     ``panel_symbols`` is the panel that the market-wide features were computed over: live features equal those of
-    training only over the same panel (I13). ``facts`` holds what identifies the training (mode, timeframe, signal,
-    schema hash, label, windows). ``required_features`` are those without which a row is not predicted. ``fit_end_ms`` is the end of the newest label that trees, calibration or threshold
-    have seen: everything later is unseen.
+    training only over the same panel (I13). A row without one of the ``required_features`` is not predicted.
+    ``fit_end_ms`` is the end of the newest label that trees, calibration or threshold have seen: everything later is
+    unseen. ``facts`` holds what identifies the training (spec, schema hash, label hash).
     """
 
     booster_text: str

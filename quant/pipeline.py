@@ -6,7 +6,7 @@ The order of time, oldest first::
     |<------------------ development ------------------------------------>|     |         |<---->|
 
 - Each fold grows trees on what its labels had shown before the fold, stops them early on a purged newest part of that,
-  and predicts the fold. So every out-of-fold prediction comes from trees that saw neither the sample nor anything later.
+  and predicts the fold. So every out-of-fold prediction comes from trees that saw neither the sample nor what follows.
 - The final trees grow on the whole development part, with the median number of trees of the folds. Platt calibration
   and the threshold come from the out-of-fold predictions: data that the trees which predicted it did not see.
 - The test window is used once, to judge. **The model that was tested is the model that is shipped**: nothing is fitted
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.calibration import PlattCalibration, fit_platt
+from quant.calibration import fit_platt
 from quant.gates import GateBounds, GateResult, TestWindow, evaluate_gates
 from quant.metrics import (
     brier_score,

@@ -16,9 +16,9 @@ from quant.schema import FeatureSchema
 class RegimeSpec:
     """Bounds without a unit, so that they mean the same on every timeframe.
 
-    The feature ``volatility_ratio`` compares the last day with the last week: far above 1 is a shock in which stops slip and the
-    barriers (multiples of ATR) lag; far below 1 is a market that has gone to sleep and will not pay the costs.
-    ``min_adx`` refuses markets without any trend (Wilder's ADX, 0 to 100).
+    The feature ``volatility_ratio`` compares the last day with the last week: far above 1 is a shock, in which stops
+    slip and the barriers (multiples of ATR) lag; far below 1 is a market that has gone to sleep and will not pay the
+    costs. ``min_adx`` refuses markets without any trend (Wilder's ADX, 0 to 100).
     """
 
     min_volatility_ratio: float = 0.25

@@ -39,10 +39,15 @@ class PurgedWalkForward(BaseCrossValidator):
         self.test_size = test_size
         self.embargo = embargo
 
-    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: ARG002 - scikit-learn's
         return self.n_splits
 
-    def split(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> Iterator[tuple[Indices, Indices]]:
+    def split(
+        self,
+        X: Any = None,
+        y: Any = None,  # noqa: ARG002 - scikit-learn's signature
+        groups: ArrayLike | None = None,
+    ) -> Iterator[tuple[Indices, Indices]]:
         """Yield (train indices, test indices) per fold, earliest first. Raises ValueError when a fold is empty."""
         t0, t1 = _label_times(groups)
         if X is not None and len(X) != len(t0):
