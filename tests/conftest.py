@@ -22,6 +22,9 @@ NEEDS_POSTGRESQL = "shows something that only PostgreSQL can: run with DATABASE_
 #: Skips that CI accepts, because another step of `.ci/run` runs the same test with what it needs.
 EXCUSED_SKIPS = (NEEDS_POSTGRESQL,)
 
+#: Fixtures of pytest-django that give a test the database without the mark `django_db`.
+DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_setup", "live_server", "admin_user"})
+
 # Compiling a numba kernel takes longer than any deadline that would be useful for the examples after it.
 hypothesis.settings.register_profile("default", deadline=None)
 # The same examples on every run: a submission is judged by its change, not by its luck. Failures print their blob.
@@ -60,6 +63,27 @@ def candle_archive() -> Path:
     if IN_CI:
         pytest.fail(message)
     pytest.skip(message)
+
+
+# --- Redis ---
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """A database of a Redis server that tests may fill: TEST_REDIS_URL, else number 15 on this machine's own."""
+    from redis import Redis
+    from redis.exceptions import ConnectionError as RedisUnreachable
+
+    url = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
+    try:
+        with Redis.from_url(url) as client:
+            client.ping()
+    except RedisUnreachable as error:
+        message = f"no Redis at {url} ({error}): start one, or set TEST_REDIS_URL"
+        if IN_CI:
+            pytest.fail(message)
+        pytest.skip(message)
+    return url
 
 
 # --- Browser ---
@@ -108,6 +132,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("archive")
         if "browser_type_launch_args" in fixtures:
             item.add_marker("browser")
+        if item.get_closest_marker("django_db") or DATABASE_FIXTURES.intersection(fixtures):
+            item.add_marker("database")
+        if "redis_url" in fixtures:
+            item.add_marker("redis")
         if item.get_closest_marker("postgres") and not on_postgresql:
             item.add_marker(pytest.mark.skip(reason=NEEDS_POSTGRESQL))
 
@@ -134,7 +162,9 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI everything is there, so a skipped test means that something was not tested: that is a failure."""
-    if IN_CI and _skipped and not hasattr(session.config, "workerinput") and session.exitstatus == pytest.ExitCode.OK:
+    is_worker = hasattr(session.config, "workerinput")
+    passed = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if IN_CI and _skipped and passed and not is_worker:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
