@@ -9,7 +9,7 @@ from django.db.migrations.executor import MigrationExecutor
 SETUP = "python3 run.py manage setup"
 
 
-class NotMigrated(CommandError):
+class NotMigrated(CommandError):  # noqa: N818 - it names the state of the database
     """The database is missing, unreachable, or of another version of the code."""
 
 

@@ -115,6 +115,7 @@ def run_job(name: str, cause: int = 0) -> str:
         raise  # the queue stores the failure; the next slot tries again
     _finish(run, began, result=result)
     if result:
+        log.info("job_done", job=name, result=result)
         for follower in _followers.get(name, ()):
             queue.enqueue(RUN_JOB, follower, run.pk, queue=find(follower).queue, group=follower)
     return result

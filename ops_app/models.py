@@ -16,6 +16,7 @@ class MarketClock(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     market = models.CharField(max_length=64, help_text="Market key that this clock belongs to.")
+    source = models.CharField(max_length=120, blank=True, help_text="What its candles depend on, like the seed.")
     market_start = models.DateTimeField()
     real_start = models.DateTimeField()
     speed = models.FloatField(help_text="Seconds of market time per real second.")

@@ -31,9 +31,9 @@ def has_parent_death_signal() -> bool:
 
 
 def die_with_parent(parent_pid: int, *, death_signal: signal.Signals = signal.SIGKILL) -> None:
-    """Let this process be sent `death_signal` when its parent ends, however that ends; at once if it has ended already.
+    """Let this process be sent `death_signal` when its parent ends, however it ends; at once if it has ended already.
 
-    Linux does it by PR_SET_PDEATHSIG, for the thread that forked; elsewhere a thread looks every second, which a process
+    Linux does it by PR_SET_PDEATHSIG, for the thread that forked; elsewhere a thread looks every second, which code
     that holds the interpreter's lock for long can delay.
     """
     if has_parent_death_signal():

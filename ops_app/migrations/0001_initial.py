@@ -110,6 +110,12 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
                 ("market", models.CharField(help_text="Market key that this clock belongs to.", max_length=64)),
+                (
+                    "source",
+                    models.CharField(
+                        blank=True, help_text="What its candles depend on, like the seed.", max_length=120
+                    ),
+                ),
                 ("market_start", models.DateTimeField()),
                 ("real_start", models.DateTimeField()),
                 ("speed", models.FloatField(help_text="Seconds of market time per real second.")),
