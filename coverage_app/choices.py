@@ -32,6 +32,9 @@ COVERAGE_REASONS = frozenset(
 )
 """Reasons that the evaluation opens and closes by itself; the others belong to training, the bot or a person."""
 
+BACK_OFF_REASONS = frozenset({BlockReason.TRAINING_FAILED, BlockReason.MODEL_REJECTED})
+"""Reasons that end when their `recheck_at` has come: the symbol may then be tried again."""
+
 TRADING_REASONS = frozenset({BlockReason.ORDER_UNKNOWN})
 """Reasons that stop trading but not learning."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 
-from django.apps import apps
 from django.db.models import Exists, OuterRef, Q, QuerySet
+
+from coverage_app.choices import BACK_OFF_REASONS, TRADING_REASONS
 
 
 class SymbolQuerySet(QuerySet):
@@ -15,9 +16,24 @@ class SymbolQuerySet(QuerySet):
     def due_for_evaluation(self, *, now: dt.datetime) -> SymbolQuerySet:
         return self.filter(Q(next_evaluation_at__isnull=True) | Q(next_evaluation_at__lte=now))
 
+    def ingestible(self) -> SymbolQuerySet:
+        """Symbols whose candles are kept up: the universe's, and those once in it, because models may need them."""
+        return self.filter(Q(in_universe=True) | Q(candle_count__gt=0), delisted_at__isnull=True)
+
+    def due_for_ingest(self, *, now: dt.datetime) -> SymbolQuerySet:
+        return self.ingestible().filter(Q(ingest_due_at__isnull=True) | Q(ingest_due_at__lte=now))
+
     def unblocked(self) -> SymbolQuerySet:
-        block = apps.get_model("coverage_app", "Block")  # by name: the models' module imports this one
-        return self.filter(~Exists(block.objects.open().filter(symbol=OuterRef("pk"))))
+        from coverage_app.models import Block  # the model's module imports this one
+
+        return self.filter(~Exists(Block.objects.open().filter(symbol=OuterRef("pk"))))
+
+    def ready(self) -> SymbolQuerySet:
+        """Symbols that may be learnt: judged, in the universe, and nothing against them but what stops only trading."""
+        from coverage_app.models import Block  # the model's module imports this one
+
+        against = Block.objects.open().filter(symbol=OuterRef("pk")).exclude(reason__in=TRADING_REASONS)
+        return self.filter(~Exists(against), in_universe=True, last_evaluated_at__isnull=False)
 
 
 class BlockQuerySet(QuerySet):
@@ -26,3 +42,7 @@ class BlockQuerySet(QuerySet):
 
     def due(self, *, now: dt.datetime) -> BlockQuerySet:
         return self.open().filter(permanent=False, recheck_at__lte=now)
+
+    def back_off_ended(self, *, now: dt.datetime) -> BlockQuerySet:
+        """Open blocks that time alone closes."""
+        return self.due(now=now).filter(reason__in=BACK_OFF_REASONS)

@@ -1,7 +1,7 @@
 """Many rows in one statement: the values travel as one JSON parameter, which the database joins as a table.
 
-`bulk_create` and `bulk_update` split by SQLite's limit of 999 parameters (90 rows a statement) and build CASE expressions
-that cost more than the work. Here the number of statements does not grow with the number of rows.
+`bulk_create` and `bulk_update` split by SQLite's limit of 999 parameters (90 rows a statement) and build CASE
+expressions that cost more than the work. Here the number of statements does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from django.db import connection, models
 def insert_rows(instances: Iterable[models.Model]) -> int:
     """Insert `instances` (all of one model); returns how many were new.
 
-    A row that breaks a uniqueness rule is left out, because another process was first. The instances get no primary key.
+    A row that breaks a uniqueness rule is left out: another process was first. The instances get no primary key.
     """
     rows = list(instances)
     if not rows:
         return 0
     meta = rows[0]._meta
     fields = [field for field in meta.concrete_fields if not isinstance(field, models.AutoField)]
-    payload = [{field.column: _prepared(field, field.pre_save(row, add=True)) for field in fields} for row in rows]
-    columns = ", ".join(_quoted(field.column) for field in fields)
+    payload = [{_column(field): _prepared(field, field.pre_save(row, add=True)) for field in fields} for row in rows]
+    columns = ", ".join(_quoted(_column(field)) for field in fields)
     values = ", ".join(_value(field) for field in fields)
-    # WHERE true: without it SQLite takes ON for a join's condition.
+    # WHERE true: without it SQLite takes ON for a join's condition. Names come from the models, values are parameters.
     return _execute(
-        f"INSERT INTO {_quoted(meta.db_table)} ({columns}) SELECT {values} FROM {_source(fields)} "
+        f"INSERT INTO {_quoted(meta.db_table)} ({columns}) SELECT {values} FROM {_source(fields)} "  # noqa: S608
         "WHERE true ON CONFLICT DO NOTHING",
         [_dumped(payload)],
     )
@@ -48,26 +48,25 @@ def update_rows(
     if not rows:
         return 0
     meta = model._meta
-    assert meta.pk is not None  # every saved model has one
+    key = meta.get_field(meta.pk.name) if meta.pk is not None else meta.get_field("id")
     targets = [meta.get_field(name) for name in fields]
     payload = [
-        {meta.pk.column: key, **{field.column: _prepared(field, values[field.name]) for field in targets}}
-        for key, values in rows.items()
+        {_column(key): pk, **{_column(field): _prepared(field, values[field.name]) for field in targets}}
+        for pk, values in rows.items()
     ]
     table = _quoted(meta.db_table)
-    assignments = ", ".join(f"{_quoted(field.column)} = {_value(field)}" for field in targets)
-    conditions = [f"{table}.{_quoted(meta.pk.column)} = {_value(meta.pk)}"]
+    assignments = ", ".join(f"{_quoted(_column(field))} = {_value(field)}" for field in targets)
+    conditions = [f"{table}.{_quoted(_column(key))} = {_value(key)}"]
     parameters: list[Any] = [_dumped(payload)]
     for name, expected in (unless_changed or {}).items():
         field = meta.get_field(name)
-        column = f"{table}.{_quoted(field.column)}"
-        if expected is None:
-            conditions.append(f"{column} IS NULL")
-        else:
-            conditions.append(f"{column} = %s")
-            parameters.append(_prepared(field, expected))
+        column = f"{table}.{_quoted(_column(field))}"
+        conditions.append(f"{column} IS NULL" if expected is None else f"{column} = %s")
+        parameters += [] if expected is None else [_prepared(field, expected)]
+    where = " AND ".join(conditions)
+    # Names come from the models, values are parameters.
     return _execute(
-        f"UPDATE {table} SET {assignments} FROM {_source([meta.pk, *targets])} WHERE {' AND '.join(conditions)}",
+        f"UPDATE {table} SET {assignments} FROM {_source([key, *targets])} WHERE {where}",  # noqa: S608
         parameters,
     )
 
@@ -85,6 +84,10 @@ def _value(field: Any) -> str:
     if connection.vendor == "sqlite":
         return f"json_extract(r.value, '$.{field.column}')"
     return f"r.{_quoted(field.column)}"
+
+
+def _column(field: Any) -> str:
+    return str(field.column)
 
 
 def _prepared(field: Any, value: Any) -> Any:

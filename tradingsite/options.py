@@ -129,6 +129,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("UNIVERSE_MAX_SYMBOLS", 500, integer(1, 10_000), "Most symbols in an automatic universe, by volume."),
     Option("UNIVERSE_MIN_VOLUME", 100_000.0, number(0, 1e12), "Least 24 h volume in the quote currency."),
     Option("UNIVERSE_MAX_SPREAD_BPS", 30.0, number(0, 10_000), "Widest spread in basis points."),
+    Option("UNIVERSE_MIN_AGE_DAYS", 0.0, number(0, 4000), "Least days since the listing; younger ones never enter."),
     Option("UNIVERSE_EXCLUDE", (), words, "Codes that never enter an automatic universe."),
     Option("TIMEFRAME", "1h", choice(*TIMEFRAMES), "Candle length that is learnt and traded."),
     Option("HISTORY_TARGET_DAYS", 730, integer(30, 4000), "History that is fetched for a symbol."),

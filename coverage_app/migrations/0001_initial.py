@@ -48,7 +48,14 @@ class Migration(migrations.Migration):
                     "history_coverage",
                     models.FloatField(default=0.0, help_text="Share of the expected candles that are stored."),
                 ),
-                ("candle_count", models.PositiveIntegerField(default=0)),
+                (
+                    "candle_count",
+                    models.PositiveIntegerField(default=0, help_text="Stored candles within the target history."),
+                ),
+                (
+                    "expected_count",
+                    models.PositiveIntegerField(default=0, help_text="Candles that the same time could hold."),
+                ),
                 ("largest_gap_bars", models.PositiveIntegerField(default=0)),
                 (
                     "price_break",

@@ -1,0 +1,51 @@
+"""The market data and the candle store of this process, made once from the settings.
+
+Workers and the bot use them. Pages may read candles through `candle_store()`; they never open the market data.
+"""
+
+from __future__ import annotations
+
+import functools
+from decimal import Decimal
+
+from django.conf import settings
+
+from exchanges.factory import ExchangeConfig, ExchangeKind
+from exchanges.factory import market_data as open_market_data
+from exchanges.port import MarketData
+from marketdata.store import CandleStore
+from ops_app import clock
+
+KINDS: dict[str, ExchangeKind] = {"simulated": "simulated", "replay": "replay", "paper": "ccxt"}
+
+
+def exchange_config() -> ExchangeConfig:
+    """Return what the settings say about the exchange, without an account's ledger: whoever trades adds that."""
+    return ExchangeConfig(
+        kind=KINDS[settings.EXCHANGE],
+        market=settings.EXCHANGE_MARKET,
+        archive=settings.CANDLE_ARCHIVE,
+        seed=settings.SIM_SEED,
+        learnable=settings.SIM_LEARNABLE,
+        symbols=settings.SIM_SYMBOLS,
+        ccxt_id=settings.EXCHANGE_MARKET,
+        initial_balance=Decimal(str(settings.INITIAL_BALANCE)),
+    )
+
+
+@functools.cache
+def market_data() -> MarketData:
+    """Return this process's market data; it follows the clock of `ops_app.clock`, also a simulated one."""
+    return open_market_data(exchange_config(), clock.market_now_ms)
+
+
+@functools.cache
+def candle_store() -> CandleStore:
+    """Return the candle store below DATA_DIR."""
+    return CandleStore(settings.CANDLES_DIR)
+
+
+def reset() -> None:
+    """Forget both: for tests and the soak, which change settings."""
+    market_data.cache_clear()
+    candle_store.cache_clear()

@@ -1,0 +1,233 @@
+"""Judging symbols: read once, compare in memory, write the differences.
+
+The number of statements does not grow with the number of symbols, and no candle is read (reference/performance.md). The
+next time of every due symbol is stored, and committed, before the judging begins (I3): whatever fails afterwards, the
+symbol does not come back before its time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import structlog
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import F, Q
+
+from coverage_app import facts
+from coverage_app.choices import BACK_OFF_REASONS, COVERAGE_REASONS
+from coverage_app.models import Block, Symbol
+from coverage_app.selectors import subject_of
+from coverage_app.services.blocks import BLOCK_CLOSED, BLOCK_OPENED, EVIDENCE_LENGTH
+from ops_app import bulk, clock, journal
+from ops_app.choices import Severity
+from quant import policy as rules
+from quant.reasons import reason
+from quant.timeframes import from_ms, to_ms
+
+log = structlog.get_logger(__name__)
+
+MAX_SYMBOLS = 20_000
+"""Most symbols of one pass: their ids are parameters of a statement, and SQLite takes 32,766."""
+FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * 60_000, 6 * 3_600_000
+BLOCK_FIELDS = ("evidence", "permanent", "recheck_at", "failures", "closed_at", "close_reason")
+COLUMNS = ("pk", *facts.FACT_FIELDS, "evaluation_failures")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """What one pass did. `errors` names the symbols whose judging failed, and why."""
+
+    evaluated: int = 0
+    sufficient: int = 0
+    opened: int = 0
+    closed: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not (self.evaluated or self.closed):
+            return ""
+        text = f"{self.evaluated} evaluated, {self.sufficient} sufficient, {self.opened} opened, {self.closed} closed"
+        return f"{text}, {len(self.errors)} failed" if self.errors else text
+
+
+class _OpenBlock(NamedTuple):
+    pk: int
+    symbol_id: int
+    code: str
+    reason: str
+    evidence: str
+    permanent: bool
+    recheck_at: dt.datetime | None
+    failures: int
+
+
+@dataclass(slots=True)
+class _Differences:
+    """What a pass has to write."""
+
+    new: list[Block] = field(default_factory=list)
+    blocks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    symbols: dict[int, dict[str, Any]] = field(default_factory=dict)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+    closed: int = 0
+    sufficient: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def close(self, block: _OpenBlock, why: str, now: dt.datetime) -> None:
+        kept = {name: getattr(block, name) for name in ("evidence", "permanent", "recheck_at", "failures")}
+        self.blocks[block.pk] = {**kept, "closed_at": now, "close_reason": why}
+        self.events.append((BLOCK_CLOSED, subject_of(block.code), f"{block.reason} ended: {why}."))
+        self.closed += 1
+
+
+def evaluate_due(*, limit: int | None = None, market: str | None = None) -> EvaluationReport:
+    """Judge every due symbol of the market, and end the back-offs whose time has come.
+
+    Safe in any number of processes: a symbol is claimed by one of them. A symbol whose judging raises keeps its blocks,
+    is journaled, and waits longer each time; the others are judged.
+    """
+    market = market or settings.EXCHANGE_MARKET
+    now = from_ms(clock.market_now_ms())  # whole milliseconds, as the rules count
+    claimed_until = now + facts.evaluation_interval()
+    rows = _claim(market, now=now, until=claimed_until, limit=min(limit or MAX_SYMBOLS, MAX_SYMBOLS))
+    blocks = _open_blocks(market, [row.pk for row in rows], now)
+    if not rows and not blocks:
+        return EvaluationReport()
+    found = _compare(rows, blocks, now=now, claimed_until=claimed_until)
+    opened = _write(found, claimed_until=claimed_until)
+    return EvaluationReport(
+        evaluated=len(rows),
+        sufficient=found.sufficient,
+        opened=opened,
+        closed=found.closed,
+        errors=found.errors,
+    )
+
+
+def hasten(symbol_ids: Iterable[int], *, now: dt.datetime) -> None:
+    """Facts of these symbols changed: let them be judged as soon as the interval of I3 allows (2 statements)."""
+    ids = list(symbol_ids)
+    if not ids:
+        return
+    interval = facts.evaluation_interval()
+    waiting = Symbol.objects.filter(pk__in=ids, next_evaluation_at__isnull=False)
+    waiting.filter(last_evaluated_at__lte=now - interval, next_evaluation_at__gt=now).update(next_evaluation_at=now)
+    waiting.filter(
+        last_evaluated_at__gt=now - interval, next_evaluation_at__gt=F("last_evaluated_at") + interval
+    ).update(next_evaluation_at=F("last_evaluated_at") + interval)
+
+
+def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int) -> Sequence[Any]:
+    """Take the due symbols: their next time is in the database, committed, before anybody judges them."""
+    with transaction.atomic():
+        due = Symbol.objects.of_market(market).due_for_evaluation(now=now)
+        if connection.features.has_select_for_update_skip_locked:
+            due = due.select_for_update(
+                skip_locked=True
+            )  # SQLite's IMMEDIATE transaction excludes other writers anyway
+        rows = list(
+            due.order_by(F("next_evaluation_at").asc(nulls_first=True), "pk").values_list(*COLUMNS, named=True)[:limit]
+        )
+        if rows:
+            Symbol.objects.filter(pk__in=[row.pk for row in rows]).update(
+                next_evaluation_at=until, last_evaluated_at=now, evaluations=F("evaluations") + 1
+            )
+    return rows
+
+
+def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_OpenBlock]:
+    """Return the coverage blocks of these symbols, and every block of the market whose back-off has ended."""
+    wanted = Q(symbol_id__in=symbol_ids, reason__in=COVERAGE_REASONS) | Q(
+        reason__in=BACK_OFF_REASONS, permanent=False, recheck_at__lte=now
+    )
+    columns = ("pk", "symbol_id", "symbol__code", "reason", "evidence", "permanent", "recheck_at", "failures")
+    rows = Block.objects.open().filter(wanted, symbol__market=market).order_by().values_list(*columns)
+    return [_OpenBlock(*row) for row in rows]
+
+
+def _compare(
+    rows: Sequence[Any], blocks: list[_OpenBlock], *, now: dt.datetime, claimed_until: dt.datetime
+) -> _Differences:
+    found = _Differences()
+    present: dict[int, dict[str, _OpenBlock]] = defaultdict(dict)
+    for block in blocks:
+        if block.reason in BACK_OFF_REASONS:
+            found.close(block, "the back-off is over", now)
+        else:
+            present[block.symbol_id][block.reason] = block
+    coverage_policy, now_ms = facts.coverage_policy(), to_ms(now)
+    for row in rows:
+        try:
+            judgement = rules.judge(facts.symbol_facts(row), coverage_policy, now_ms)
+        except Exception as error:  # noqa: BLE001 - one symbol's error stops that symbol only (I20); it is journaled
+            _note_failure(found, row, error, now_ms)
+            continue
+        _note_findings(found, row, judgement.findings, present.get(row.pk, {}), now)
+        found.sufficient += judgement.sufficient
+        next_at = from_ms(judgement.next_evaluation_ms)
+        if next_at != claimed_until or row.evaluation_failures:
+            found.symbols[row.pk] = {"next_evaluation_at": max(next_at, claimed_until), "evaluation_failures": 0}
+    return found
+
+
+def _note_findings(
+    found: _Differences,
+    row: Any,
+    findings: Sequence[rules.Finding],
+    present: dict[str, _OpenBlock],
+    now: dt.datetime,
+) -> None:
+    for finding in findings:
+        recheck_at = None if finding.recheck_at_ms is None else from_ms(finding.recheck_at_ms)
+        evidence, failures = finding.evidence[:EVIDENCE_LENGTH], max(row.ingest_failures, 1)
+        block = present.get(finding.code)
+        if block is None:
+            new = Block(
+                symbol_id=row.pk, reason=finding.code.value, evidence=evidence, permanent=finding.permanent,
+                failures=failures, opened_at=now, recheck_at=recheck_at,
+            )  # fmt: skip
+            found.new.append(new)
+            found.events.append((BLOCK_OPENED, subject_of(row.code), evidence))
+        elif (block.evidence, block.permanent, block.recheck_at) != (evidence, finding.permanent, recheck_at):
+            found.blocks[block.pk] = {
+                "evidence": evidence, "permanent": finding.permanent, "recheck_at": recheck_at, "failures": failures,
+                "closed_at": None, "close_reason": "",
+            }  # fmt: skip
+    codes = {finding.code for finding in findings}
+    for reason_code, block in present.items():
+        if reason_code not in codes:
+            found.close(block, "the evaluation no longer finds it", now)
+
+
+def _note_failure(found: _Differences, row: Any, error: Exception, now_ms: int) -> None:
+    log.error("evaluation_failed", symbol=row.code, exc_info=error)
+    failures = min(row.evaluation_failures + 1, 1000)
+    wait = rules.back_off_ms(failures, FAILURE_BASE_MS, FAILURE_CAP_MS, key=row.code)
+    wait = max(wait, settings.EVALUATION_INTERVAL * 1000)
+    found.symbols[row.pk] = {"next_evaluation_at": from_ms(now_ms + wait), "evaluation_failures": failures}
+    found.errors[row.code] = reason("EVALUATION_FAILED", error=f"{type(error).__name__}: {error}", failures=failures)
+
+
+def _write(found: _Differences, *, claimed_until: dt.datetime) -> int:
+    with transaction.atomic():
+        opened = bulk.insert_rows(found.new)
+        # A person may have lifted a block meanwhile: what is closed stays closed.
+        bulk.update_rows(Block, found.blocks, fields=BLOCK_FIELDS, unless_changed={"closed_at": None})
+        # A person may have asked for an evaluation meanwhile: then the symbol stays due.
+        bulk.update_rows(
+            Symbol,
+            found.symbols,
+            fields=("next_evaluation_at", "evaluation_failures"),
+            unless_changed={"next_evaluation_at": claimed_until},
+        )
+        journal.record_many(found.events)
+        journal.record_many(
+            [("evaluation_failed", subject_of(code), text) for code, text in found.errors.items()],
+            severity=Severity.WARNING,
+        )
+    return opened
