@@ -127,7 +127,9 @@ class MatchingVenue:
             if not instrument.active or ticker is None or now - ticker.time_ms > _HALTED_AFTER_MS:
                 return Rejected("NOT_TRADING", f"{request.symbol} does not trade now: no order is accepted")
             mark = _price(ticker.last)
-            refusal = check_instrument(request, instrument, mark) or check_account(request, self._facts(request, mark))
+            refusal = check_instrument(request, instrument, mark) or check_account(
+                request, self._facts(request, instrument, mark)
+            )
             if refusal is not None:
                 return refusal
             self._replayer.start(request.symbol, now)
@@ -190,13 +192,14 @@ class MatchingVenue:
             self._book.update_order(order)
         return order
 
-    def _facts(self, request: OrderRequest, mark: Decimal) -> AccountFacts:
+    def _facts(self, request: OrderRequest, instrument: Instrument, mark: Decimal) -> AccountFacts:
         tickers = self._tickers()
         return AccountFacts(
             holding=self._book.holding(request.symbol),
             available=self._equity(tickers) - self._margin(tickers),
             leverage=self._leverage(request.symbol),
             mark=mark,
+            is_spot=instrument.market_type == "spot",
         )
 
     def _liquidity(self, symbol: str, now: int) -> Liquidity:

@@ -21,6 +21,7 @@ class AccountFacts:
     available: Decimal
     leverage: Decimal
     mark: Decimal
+    is_spot: bool = False
 
 
 def check_form(request: OrderRequest) -> Rejected | None:
@@ -73,6 +74,8 @@ def check_account(request: OrderRequest, facts: AccountFacts) -> Rejected | None
         if held == 0 or (held > 0) == (signed > 0):
             return Rejected("REDUCE_ONLY", f"nothing to reduce: the position is {held}, the order a {request.side}")
         return None
+    if facts.is_spot and held + signed < 0:
+        return Rejected("INSUFFICIENT_FUNDS", f"a spot account holds {held} and cannot sell {request.quantity}")
     added = max(abs(held + signed) - abs(held), Decimal(0))
     margin = added * (facts.mark if request.price is None else request.price) / facts.leverage
     if margin > facts.available:

@@ -23,6 +23,8 @@ _TIMEFRAMES = ("5m", "15m", "30m", "1h", "4h", "1d")
 """Finest first; 1m would cost a live exchange five times the requests."""
 _INSTRUMENTS_FRESH_MS = 300_000
 _PROBE_CANDLES = 3
+_PROBE_EVERY_MS = 3_600_000
+_PROBE_WINDOW_MS = 30 * 86_400_000
 
 
 class Replayer:
@@ -31,7 +33,7 @@ class Replayer:
     def __init__(self, data: MarketData, book: Book) -> None:
         self._data = data
         self._book = book
-        self._timeframes: dict[str, str | None] = {}
+        self._timeframes: dict[str, tuple[int, str | None]] = {}
         self._looked: dict[str, int] = {}
         self._closes: dict[str, Decimal] = {}
         self._instruments: dict[str, Instrument] = {}
@@ -47,16 +49,18 @@ class Replayer:
 
     def timeframe_of(self, symbol: str) -> str | None:
         """The finest timeframe that has candles of the symbol, or None."""
-        if self._timeframes.get(symbol) is None:
-            self._timeframes[symbol] = self._finest(symbol)
-        return self._timeframes[symbol]
+        hour = self._data.now_ms() // _PROBE_EVERY_MS
+        probed = self._timeframes.get(symbol)
+        if probed is None or probed[0] != hour:
+            probed = self._timeframes[symbol] = (hour, self._finest(symbol))
+        return probed[1]
 
     def _finest(self, symbol: str) -> str | None:
         now = self._data.now_ms()
         for timeframe in _TIMEFRAMES:
             if timeframe not in self._data.capabilities.timeframes:
                 continue
-            since = now - 30 * 86_400_000
+            since = now - _PROBE_WINDOW_MS
             try:
                 if len(self._data.candles(symbol, timeframe, since, _PROBE_CANDLES)):
                     return timeframe

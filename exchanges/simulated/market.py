@@ -38,6 +38,21 @@ class _Place:
     spec: SymbolSpec
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One day of all symbols of a group. `turnover` [S, 289] is quote volume, summed up to the start of each bar."""
+
+    bars: LogBars
+    turnover: Floats
+
+    @classmethod
+    def of(cls, bars: LogBars) -> _Block:
+        quote = bars.volume[:, 0] * np.exp(bars.close[:, 0])
+        turnover = np.zeros((len(quote), BARS + 1))
+        np.cumsum(quote, axis=1, out=turnover[:, 1:])
+        return cls(bars, turnover)
+
+
 class SimulatedMarket:
     """A synthetic perpetual market by seed: the same prices in every process, for any window, in any order.
 
@@ -82,7 +97,7 @@ class SimulatedMarket:
         self._worlds[-1] = World(seed=seed, specs=permanent, learnable=learnable)
         self._places_hour = -1
         self._places: dict[str, _Place] = {}
-        self._blocks: OrderedDict[tuple[int, int], LogBars] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], _Block] = OrderedDict()
         self._tickers: tuple[int, dict[str, Ticker]] = (-1, {})
         self._funding_shared = np.array([[stream_key(seed, "funding")]], dtype=np.uint64)
 
@@ -197,7 +212,7 @@ class SimulatedMarket:
         rows = np.array([place.row for place in places])
         first_day, last_day = first // DAY_MS, (end - 1) // DAY_MS
         cut = slice((first - first_day * DAY_MS) // BASE_MS, (end - first_day * DAY_MS) // BASE_MS)
-        blocks = [self._block(group, day) for day in range(first_day, last_day + 1)]
+        blocks = [self._block(group, day).bars for day in range(first_day, last_day + 1)]
         shaped = []
         for name in ("open", "high", "low", "close", "volume"):
             joined = np.concatenate([getattr(block, name)[:, 0] for block in blocks], axis=1)
@@ -214,18 +229,18 @@ class SimulatedMarket:
         if days > _DAYS_FROM_CACHE:
             bars = self._world(place.group).bars(np.array([place.row]), first_day, days)
             return [getattr(bars, name).reshape(-1) for name in names]
-        blocks = [self._block(place.group, day) for day in range(first_day, first_day + days)]
+        blocks = [self._block(place.group, day).bars for day in range(first_day, first_day + days)]
         if days == 1:
             return [getattr(blocks[0], name)[place.row, 0] for name in names]
         return [np.concatenate([getattr(block, name)[place.row, 0] for block in blocks]) for name in names]
 
-    def _block(self, group: int, day: int) -> LogBars:
+    def _block(self, group: int, day: int) -> _Block:
         """One day of all symbols of a group. Live use asks for each of them, every hour of the day."""
         key = (group, day)
         block = self._blocks.get(key)
         if block is None:
             world = self._world(group)
-            block = self._blocks[key] = world.bars(np.arange(world.size), day, 1)
+            block = self._blocks[key] = _Block.of(world.bars(np.arange(world.size), day, 1))
             while len(self._blocks) > _DAY_BLOCKS_KEPT * len(self._worlds):
                 self._blocks.popitem(last=False)
         else:
@@ -252,9 +267,8 @@ class SimulatedMarket:
         day = (until - 1) // DAY_MS
         today, yesterday = self._block(group, day), self._block(group, max(day - 1, GENESIS_DAY))
         bars = (until - day * DAY_MS) // BASE_MS
-        turnover = (today.volume[:, 0, :bars] * np.exp(today.close[:, 0, :bars])).sum(axis=1)
-        turnover += (yesterday.volume[:, 0, bars:] * np.exp(yesterday.close[:, 0, bars:])).sum(axis=1)
-        last = np.exp(today.close[:, 0, bars - 1])
+        turnover = today.turnover[:, bars] + yesterday.turnover[:, -1] - yesterday.turnover[:, bars]
+        last = np.exp(today.bars.close[:, 0, bars - 1])
         for place in places:
             spec = place.spec
             multiplier = log_multiplier(spec, day, 1)
