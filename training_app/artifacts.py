@@ -93,7 +93,12 @@ def write_artifact(
 
 def remove(written: WrittenArtifact) -> None:
     """Remove the files of a result that was refused."""
-    shutil.rmtree(written.path, ignore_errors=True)
+    remove_directory(written.directory)
+
+
+def remove_directory(directory: str) -> None:
+    """Remove a directory below ARTIFACTS_DIR that no row names."""
+    shutil.rmtree(root() / directory, ignore_errors=True)
 
 
 def remove_temporary(scope: TrainingScope, token: int) -> None:
@@ -107,6 +112,21 @@ def verify(artifact: ModelArtifact) -> None:
     load(artifact)
 
 
+def verify_files(artifact: ModelArtifact) -> None:
+    """Check size and sha256 only: cheap, and without LightGBM. Raises ArtifactError."""
+    path = path_of(artifact)
+    try:
+        size, sha256 = _digest(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    if size != artifact.size:
+        raise ArtifactError(f"{path}: {size} bytes, {artifact.size} were written: files are cut off or missing")
+    if sha256 != artifact.sha256:
+        raise ArtifactError(
+            f"{path}: sha256 is {sha256[:12]}…, {artifact.sha256[:12]}… was written: files were changed"
+        )
+
+
 def load(artifact: ModelArtifact) -> MetaModel:
     """Return the verified model of `artifact`: the ONE place that loads a model (I9).
 
@@ -114,19 +134,9 @@ def load(artifact: ModelArtifact) -> MetaModel:
     """
     from quant.model import MetaModel, ModelError  # LightGBM is not for web processes
 
-    path = path_of(artifact)
+    verify_files(artifact)
     try:
-        size, sha256 = _digest(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error}. The next best model is used; train again.") from error
-    if size != artifact.size:
-        raise ArtifactError(f"{path}: {size} bytes, {artifact.size} were written: files are cut off or missing")
-    if sha256 != artifact.sha256:
-        raise ArtifactError(
-            f"{path}: sha256 is {sha256[:12]}…, {artifact.sha256[:12]}… was written: files were changed"
-        )
-    try:
-        model = MetaModel.load(path)
+        model = MetaModel.load(path_of(artifact))
         model.probe()
     except ModelError as error:
         raise ArtifactError(str(error)) from error

@@ -7,11 +7,11 @@ class TrainingAppError(Exception):
     """Base of the errors of this app; the text is for a person."""
 
 
-class RunRefused(TrainingAppError):
+class RunRefused(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
     """A run cannot be requested or cancelled; the text says why and what to do."""
 
 
-class RunLost(TrainingAppError):
+class RunLost(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
     """The lease of a run went to somebody else or ended: stop, nothing that you write is accepted (T4)."""
 
 
@@ -19,5 +19,5 @@ class ArtifactError(TrainingAppError):
     """The files of an artifact are missing, cut off, changed, or predict something else than when they were written."""
 
 
-class ActivationRefused(TrainingAppError):
+class ActivationRefused(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
     """A model cannot be made active; the text says why and what to do."""

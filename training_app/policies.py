@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RETRY_BASE_MS, RETRY_CAP_MS = 5 * MINUTE_MS, HOUR_MS
 """Wait between the attempts of one run."""
 DROPPED_BASE_MS, DROPPED_CAP_MS = DAY_MS, 14 * DAY_MS
-"""Wait before a symbol that a run could not use may ask for another one: each asks for a training of the whole scope."""
+"""Wait before a symbol that a run could not use may ask for another one: it asks for a training of the whole scope."""
 
 
 def training_policy() -> TrainingPolicy:

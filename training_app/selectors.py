@@ -10,11 +10,11 @@ from enum import StrEnum
 from django.conf import settings
 from django.db.models import QuerySet
 
+from coverage_app import facts as coverage_facts
 from coverage_app.choices import BlockReason
 from coverage_app.models import Block, Symbol
 from ops_app import clock
 from quant.compatibility import Refusal, check_compatibility
-from quant.policy import CoveragePolicy
 from quant.reasons import code_of, reason
 from quant.timeframes import timeframe_ms
 from training_app import registry
@@ -192,7 +192,7 @@ def symbol_states(
         )
     }
     bar = dt.timedelta(milliseconds=timeframe_ms(settings.TIMEFRAME))
-    oldest_fresh = now - bar * (CoveragePolicy().stale_after_bars + 1)
+    oldest_fresh = now - bar * (coverage_facts.coverage_policy().stale_after_bars + 1)
     return [
         _state_of(
             symbol,
@@ -313,3 +313,13 @@ def registry_view(*, market: str | None = None, limit: int = 200) -> list[Regist
         )
         for artifact in artifacts
     ]
+
+
+def market() -> str:
+    """Return the market key of the settings."""
+    return str(settings.EXCHANGE_MARKET)
+
+
+def training_mode() -> str:
+    """Return the training mode of the settings."""
+    return str(settings.TRAINING_MODE)

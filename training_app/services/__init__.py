@@ -1,7 +1,16 @@
 """Every write of training: the run protocol (reference/locks.md), verdicts, and the plan of what trains when."""
 
 from training_app.services.planning import plan, train_now
-from training_app.services.protocol import Claim, claim, fail, heartbeat, release, sweep
+from training_app.services.protocol import (
+    Claim,
+    claim,
+    claimable,
+    fail,
+    heartbeat,
+    next_claimable,
+    release,
+    sweep,
+)
 from training_app.services.publishing import draft_artifact, publish
 from training_app.services.requests import cancel, ensure_scope, request_run
 
@@ -9,10 +18,12 @@ __all__ = [
     "Claim",
     "cancel",
     "claim",
+    "claimable",
     "draft_artifact",
     "ensure_scope",
     "fail",
     "heartbeat",
+    "next_claimable",
     "plan",
     "publish",
     "release",

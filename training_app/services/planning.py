@@ -13,9 +13,6 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db.models import Max
 
 from coverage_app import selectors as coverage_selectors
-from coverage_app import services as coverage
-from coverage_app.choices import BlockReason
-from coverage_app.models import Block
 from ops_app import clock
 from quant.policy import RunCause, RunDecision, ScopeFacts, run_due
 from quant.reasons import reason
@@ -27,9 +24,6 @@ from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbo
 from training_app.services.requests import request_run
 
 log = structlog.get_logger(__name__)
-
-TRAINING_REASONS = (BlockReason.TRAINING_FAILED, BlockReason.MODEL_REJECTED)
-"""Blocks that runs leave; only time or a person closes them (I4)."""
 
 
 @dataclass(slots=True)
@@ -51,10 +45,10 @@ def plan() -> list[TrainingRun]:
     """Request the run of every scope that is due; return the new runs.
 
     A scope without a usable model first gets the best good artifact of its registry, and trains only if there is none
-    (R1, R11). Each decision is written on its scope when it changes, so that a person can read why nothing trains.
+    (R1, R11). The blocks that runs leave are closed by the evaluation when their back-off is over, not here. Each
+    decision is written on its scope when it changes, so that a person can read why nothing trains.
     """
     market, now = settings.EXCHANGE_MARKET, clock.market_now()
-    close_elapsed_blocks(market=market, now=now)
     look = _read(market, now)
     requested = []
     for scope in _scopes(look):
@@ -62,9 +56,9 @@ def plan() -> list[TrainingRun]:
         if scope.key in look.pending_slots:
             _note(scope, reason("ACTIVATION_PENDING", slot=scope.key), None)
             continue
-        if scope.key not in look.usable and candidates and scope.pk not in look.open_scopes:
-            if _promote_from_registry(scope, look, candidates):
-                continue
+        without_model = scope.key not in look.usable and candidates and scope.pk not in look.open_scopes
+        if without_model and _promote_from_registry(scope, look, candidates):
+            continue
         decision = run_due(_facts(scope, look, candidates), to_ms(now), policies.training_policy())
         _note(scope, decision.reason, decision.not_before_ms)
         if not decision.due:
@@ -112,16 +106,6 @@ def train_now(*, user: AbstractBaseUser | None = None, symbols: Collection[int] 
     if not runs:
         raise RunRefused(f"nothing can be trained: {why}")
     return runs
-
-
-def close_elapsed_blocks(*, market: str, now: dt.datetime) -> int:
-    """Close the blocks that runs left and whose back-off is over: their symbols may ask for a run again."""
-    due = Block.objects.due(now=now).filter(symbol__market=market, reason__in=TRAINING_REASONS)
-    symbol_ids = sorted(set(due.values_list("symbol_id", flat=True)))
-    if not symbol_ids:
-        return 0
-    coverage.close_blocks(symbol_ids=symbol_ids, reasons=TRAINING_REASONS, close_reason="the back-off is over")
-    return len(symbol_ids)
 
 
 def _read(market: str, now: dt.datetime) -> _Plan:
@@ -256,11 +240,9 @@ def _promote_from_registry(scope: TrainingScope, look: _Plan, candidates: list[i
 
 
 def _request(scope: TrainingScope, decision: RunDecision, candidates: list[int]) -> TrainingRun | None:
-    assert decision.cause is not None
+    trigger = RunTrigger(str(decision.cause).lower())
     try:
-        return request_run(
-            scope=scope, trigger=RunTrigger(decision.cause.value.lower()), cause=decision.reason, symbols=candidates
-        )
+        return request_run(scope=scope, trigger=trigger, cause=decision.reason, symbols=candidates)
     except RunRefused as error:  # its symbols went to another run since they were read: the next look sees it
         log.info("run_refused", scope=scope.key, error=str(error))
         return None

@@ -90,14 +90,13 @@ def claim(run_id: int, owner: str) -> Claim | None:
         if taken != 1:
             return None
         run = TrainingRun.objects.get(pk=run_id)
-    assert run.fencing_token is not None
     return Claim(
         run_id=run.pk,
         scope_id=run.scope_id,
         run_no=run.run_no,
         attempt=run.attempt,
         max_attempts=run.max_attempts,
-        token=run.fencing_token,
+        token=run.run_no * ATTEMPTS_PER_TOKEN + run.attempt,
         owner=run.owner,
         data_end=now,
         deadline=begun + policies.lease_time().total_seconds(),

@@ -131,6 +131,7 @@ def _tell(run: TrainingRun, artifact: ModelArtifact, refused: list[GateResult]) 
         text = f"Run {run.run_no} of {scope.key}: {artifact} was refused: " + "; ".join(gate.text for gate in refused)
         journal.record("model_rejected", text, subject=f"run:{run.pk}", severity=Severity.WARNING)
         return
-    text = f"Run {run.run_no} of {scope.key}: {artifact} passed all {len(artifact.gates)} gates, score {artifact.score:.4g}"
+    passed = f"passed all {len(artifact.gates)} gates, score {artifact.score:.4g}"
+    text = f"Run {run.run_no} of {scope.key}: {artifact} {passed}"
     journal.record("model_accepted", text, subject=f"run:{run.pk}")
     alerts.resolve_alert(f"training:{scope.key}")

@@ -1,0 +1,70 @@
+"""What workers run. Each task first finds out whether there is anything to do: messages may be lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import structlog
+from django.conf import settings
+
+from ops_app import journal, process
+from ops_app.choices import Severity
+from training_app import activation, policies, services
+from training_app import housekeeping as keeping
+
+log = structlog.get_logger(__name__)
+
+TRAINER_NICE, TRAINER_OOM_SCORE = 10, 800
+"""The bot and the pages go first; when memory runs out, the training is what the kernel kills."""
+
+
+def train(run_id: int) -> str:
+    """Train in a child process of its own and wait for it: memory comes back, it can be killed, and nothing forks after
+    LightGBM was used. The child claims the run; if it dies, its lease expires and the sweeper decides.
+    """
+    if not services.claimable(run_id):
+        return ""
+    seconds = settings.TRAIN_TIMEOUT_MINUTES * 60
+    threads = str(policies.training_threads())
+    child = process.spawn(
+        process.manage_command("train_run", str(run_id), "--drain"),
+        nice=TRAINER_NICE,
+        oom_score_adj=TRAINER_OOM_SCORE,
+        environment={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads},
+    )
+    try:
+        code = child.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        text = f"The training of run {run_id} was killed after {seconds:.0f} s (TRAIN_TIMEOUT_MINUTES)."
+        journal.record("training_timed_out", text, subject=f"run:{run_id}", severity=Severity.WARNING)
+        return text
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    return f"run {run_id}: train_run ended with {code}"
+
+
+def apply_activation(activation_id: int) -> str:
+    """Verify and apply what somebody asked for."""
+    applied = activation.apply_activation(activation_id)
+    return "" if applied is None else f"{applied}: {applied.reason}"
+
+
+def plan_job() -> str:
+    """Request the runs that are due."""
+    runs = services.plan()
+    return ", ".join(f"requested run {run.run_no} of {run.scope.key}" for run in runs)
+
+
+def verify_job() -> str:
+    """Look whether the files of the active models are still what was written (R1)."""
+    broken = keeping.verify_active_files()
+    return f"broken: {', '.join(broken)}" if broken else ""
+
+
+def tidy_job() -> str:
+    """Remove artifact directories that no row names."""
+    removed = keeping.remove_orphans()
+    return f"removed {', '.join(removed)}" if removed else ""
