@@ -204,7 +204,7 @@ class HeartbeatSerializer(serializers.ModelSerializer[Heartbeat]):
         fields = ["name", "kind", "beat_at", "ttl_seconds", "pid", "host", "detail"]
 
 
-# --- what requests carry ------------------------------------------------------------------------------------------------
+# --- what requests carry ----------------------------------------------------------------------------------------------
 
 
 class LoginSerializer(serializers.Serializer[dict[str, str]]):

@@ -61,7 +61,7 @@ class ArtifactViewSet(viewsets.ReadOnlyModelViewSet[ModelArtifact]):
     @extend_schema(request=serializers.OptionalWhySerializer, responses={202: serializers.ActivationSerializer})
     @action(detail=True, methods=["post"])
     def activate(self, request: Request, pk: str) -> Response:
-        """Ask for this artifact to serve its slot: a worker verifies it first. Look at the activation for the outcome."""
+        """Ask for this artifact to serve its slot: a worker verifies it first; see the activation for the outcome."""
         why = read(serializers.OptionalWhySerializer(data=request.data))["why"]
         with refusals():
             asked = activation.request_activation(artifact=self.get_object(), user=request.user, reason=why)
