@@ -89,7 +89,7 @@ def check_queues(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     if schedulers != [settings.LIGHT_QUEUE]:
         messages.append(
             Error(
-                f"Clusters with a scheduler: {', '.join(schedulers) or 'none'}; it must be {settings.LIGHT_QUEUE} alone.",
+                f"Clusters with a scheduler: {', '.join(schedulers) or 'none'}; only {settings.LIGHT_QUEUE} should.",
                 hint='Set "scheduler": False for the others.',
                 id="ops.E007",
             )

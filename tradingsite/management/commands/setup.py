@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import importlib
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.apps import apps
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
-from django.utils.module_loading import module_has_submodule
 
-from ops_app import clock, setup_steps
+from ops_app import clock, plugins, setup_steps
 
 ADVISORY_LOCK = 7_402_116_001  # any number that nothing else in this database uses
 
@@ -38,14 +35,6 @@ def alone() -> Iterator[None]:
                 cursor.execute("SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
 
 
-def load_steps() -> list[setup_steps.SetupStep]:
-    """Import `<app>/setup_steps.py` of every app and return all steps in order."""
-    for config in apps.get_app_configs():
-        if config.name != setup_steps.__name__.partition(".")[0] and module_has_submodule(config.module, "setup_steps"):
-            importlib.import_module(f"{config.name}.setup_steps")
-    return setup_steps.registered()
-
-
 class Command(BaseCommand):
     help = "Make tables, the first user, roles, the market's clock, schedules, the bot and compiled files. Repeatable."
     requires_system_checks = ["ops"]
@@ -60,7 +49,8 @@ class Command(BaseCommand):
         done = 0
         try:
             with alone():
-                for step in load_steps():
+                plugins.load("setup_steps")
+                for step in setup_steps.registered():
                     if options["skip_files"] and step.order >= setup_steps.FILES:
                         continue
                     result = step.run()
