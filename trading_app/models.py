@@ -29,7 +29,9 @@ class Bot(models.Model):
     max_positions = models.PositiveIntegerField(default=10)
     daily_loss_limit = models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries.")
     max_drawdown = models.FloatField(default=0.2, help_text="Loss from the peak / equity that pulls the kill switch.")
-    volatility_target = models.FloatField(default=0.01, help_text="Loss at the stop / equity aimed at per position.")
+    volatility_target = models.FloatField(
+        default=0.01, help_text="Daily standard deviation of one position's profit / equity that its size aims at."
+    )
 
     kill_switch_at = models.DateTimeField(null=True, blank=True, help_text="Latched: only a person resets it (I19).")
     kill_switch_reason = models.CharField(max_length=300, blank=True)

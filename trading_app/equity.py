@@ -1,0 +1,125 @@
+"""The account's worth against its limits: the day's loss, the fall from the peak, and how the model does live."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+from exchanges.port import Balance
+from ops_app import alerts
+from ops_app.choices import Severity
+from quant import risk
+from quant.reasons import reason
+from quant.sizing import SizingSpec
+from trading_app import services
+from trading_app.choices import DesiredState, RiskKind
+from trading_app.models import Bot, EquityPoint
+from trading_app.selectors import Promise
+
+MIN_NOTIONAL = 10.0
+GUARD_MIN_TRADES = 20
+GUARD_HALF, GUARD_STOP = 2.0, 3.0
+"""Standard deviations below the promise at which new positions are halved, and stopped."""
+
+
+def limits_of(bot: Bot) -> risk.RiskLimits:
+    """Return the limits of the bot's row. Raises ValueError for a limit that limits nothing."""
+    return risk.RiskLimits(
+        max_leverage=bot.max_leverage,
+        max_exposure_fraction=bot.max_leverage,
+        max_position_fraction=bot.max_position,
+        max_open_positions=bot.max_positions,
+        daily_loss_fraction=bot.daily_loss_limit,
+        max_drawdown_fraction=bot.max_drawdown,
+        min_notional=MIN_NOTIONAL,
+    )
+
+
+def sizing_of(bot: Bot) -> SizingSpec:
+    return SizingSpec(daily_volatility_target=bot.volatility_target)
+
+
+def watch_equity(bot: Bot, equity: float, at: dt.datetime) -> None:
+    """Roll the UTC market day, move the peak, and act on a breached limit. Writes only what changed.
+
+    The daily loss stops entries until the next UTC day. The drawdown pulls the kill switch, which only a person resets.
+    """
+    limits = limits_of(bot)
+    changed: dict[str, object] = {}
+    day = at.astimezone(dt.UTC).date()
+    if bot.day != day:
+        # The new day starts from what the account was worth at its first look.
+        changed.update(day=day, day_start_equity=equity, daily_loss_hit=False)
+    if bot.peak_equity is None or equity > bot.peak_equity:
+        changed["peak_equity"] = equity
+    _apply(bot, changed)
+    if not bot.daily_loss_hit:
+        why = risk.daily_loss_breached(equity=equity, day_start_equity=bot.day_start_equity or math.nan, limits=limits)
+        if why is not None:
+            _apply(bot, {"daily_loss_hit": True})
+            services.record_risk(bot=bot, kind=RiskKind.DAILY_LOSS, evidence=why, severity=Severity.CRITICAL)
+            alerts.raise_alert(
+                f"daily_loss:{bot.name}:{day}",
+                f"{bot.name}: {why}. No entries until the next UTC day.",
+                Severity.CRITICAL,
+            )
+    if bot.kill_switch_at is None:
+        why = risk.drawdown_breached(equity=equity, peak_equity=bot.peak_equity or math.nan, limits=limits)
+        if why is not None:
+            services.pull_kill_switch(bot=bot, reason=why)
+
+
+def _apply(bot: Bot, changed: dict[str, object]) -> None:
+    if not changed:
+        return
+    Bot.objects.filter(pk=bot.pk).update(**changed)
+    for name, value in changed.items():
+        setattr(bot, name, value)
+
+
+def entries_blocked(bot: Bot) -> str | None:
+    """Return the account's own reason against entries, the one that a person can do most about first."""
+    if bot.kill_switch_at is not None:
+        return reason("KILL_SWITCH", since=bot.kill_switch_at, why=bot.kill_switch_reason)
+    if bot.desired_state != DesiredState.RUN:
+        return reason(DesiredState(bot.desired_state).name)
+    if bot.daily_loss_hit:
+        return reason("DAILY_LOSS", limit=bot.daily_loss_limit, until="next UTC day")
+    return None
+
+
+def close_all(bot: Bot) -> str | None:
+    return reason("CLOSE_ONLY") if bot.desired_state == DesiredState.CLOSE_ONLY else None
+
+
+def equity_point(bot: Bot, *, at: dt.datetime, balance: Balance, exposure: float, open_positions: int) -> EquityPoint:
+    """Return the row of a bar. Cash is what is not tied up in positions."""
+    equity = float(balance.equity)
+    peak = bot.peak_equity or equity
+    return EquityPoint(
+        bot=bot,
+        at=at,
+        equity=equity,
+        cash=float(balance.available),
+        exposure=exposure,
+        drawdown=max(0.0, 1.0 - equity / peak) if peak > 0 else 0.0,
+        open_positions=open_positions,
+    )
+
+
+def performance_guard(promise: Promise | None) -> float:
+    """Return the share of the usual size while live precision falls short of what the model promised.
+
+    Wins of n independent trades with precision p have the standard deviation sqrt(n p (1 - p)): two below the promise
+    is 1 in 44 by luck, three 1 in 740.
+    """
+    if promise is None or promise.promised_precision is None or promise.trades < GUARD_MIN_TRADES:
+        return 1.0
+    p, n = promise.promised_precision, promise.trades
+    deviation = math.sqrt(n * p * (1.0 - p))
+    if deviation <= 0:
+        return 1.0
+    shortfall = (n * p - promise.wins) / deviation
+    if shortfall >= GUARD_STOP:
+        return 0.0
+    return 0.5 if shortfall >= GUARD_HALF else 1.0

@@ -1,0 +1,370 @@
+"""The outbox: an order is a committed row before anything is sent, and only evidence changes its state (I15, I16).
+
+    write()    INTENT, in the caller's transaction, under the fencing token; the client order id comes from the row
+    send()     INTENT -> SENDING by compare-and-set under the lease, then one call to the venue
+    look_up()  UNKNOWN -> what the venue proves, or NOT_PLACED when it proves that it never had the order
+
+Nothing is ever sent twice: a new try is a new row with a new client order id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, cast
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+
+from coverage_app import services as coverage
+from coverage_app.choices import BlockReason
+from exchanges.errors import ExchangeError
+from exchanges.port import (
+    DUPLICATE,
+    Ack,
+    OrderRequest,
+    PlaceOutcome,
+    Rejected,
+    Throttled,
+    VenueOrder,
+)
+from ops_app import alerts, clock, journal, leases
+from ops_app.choices import Severity
+from quant.policy import back_off_ms
+from quant.reasons import reason
+from quant.timeframes import from_ms, timeframe_ms, to_ms
+from trading_app.choices import (
+    OPEN_ORDER_STATES,
+    ORDER_TRANSITIONS,
+    TERMINAL_ORDER_STATES,
+    OrderPurpose,
+    OrderState,
+)
+from trading_app.exceptions import OrderStateError
+from trading_app.models import Bot, Decision, Order, Position
+from trading_app.venue import Account
+
+log = structlog.get_logger(__name__)
+
+RECEIVE_WINDOW = dt.timedelta(seconds=5)
+"""The venue refuses a request that is older: what a frozen process sends after waking cannot be accepted (B4)."""
+CLOCK_SKEW = dt.timedelta(seconds=1)
+SETTLE = dt.timedelta(seconds=30)
+"""An order that the venue does not know this long after it was sent was never placed."""
+MIN_LOOKUPS = 2
+LOOKUP_BASE_MS, LOOKUP_CAP_MS = 2_000, 60_000
+FILL_DELAY = dt.timedelta(minutes=5)
+"""Venues publish some fills late (F14); a simulated one matches a resting order when its candle closes."""
+
+ACCOUNT_CHARS, DEPLOYMENT_CHARS, TOKEN_CHARS, ROW_CHARS = 3, 3, 4, 7
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewOrder:
+    """An order to be written. Quantities and prices are on the instrument's lots and ticks already."""
+
+    symbol: str
+    purpose: OrderPurpose
+    side: Literal["buy", "sell"]
+    quantity: Decimal
+    reason: str
+    kind: Literal["market", "stop_market"] = "market"
+    reference_price: Decimal | None = None
+    trigger_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    target_price: Decimal | None = None
+    position_expires_at: dt.datetime | None = None
+    reduce_only: bool = False
+    position: Position | None = None
+    decision: Decision | None = None
+
+
+def base36(number: int, width: int) -> str:
+    """Return `number` in `width` digits of base 36; the highest digits are dropped when it does not fit."""
+    digits = ""
+    for _ in range(width):
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def account_prefix(bot: Bot) -> str:
+    """Return the part of a client order id that every bot on this account shares, whatever its database (F36)."""
+    return base36(int.from_bytes(hashlib.sha256(bot.account.encode()).digest()[:8], "big"), ACCOUNT_CHARS)
+
+
+def own_prefix(bot: Bot) -> str:
+    """Return the part that only this deployment's bot uses: two databases must not make equal ids."""
+    secret = f"{settings.SECRET_KEY}:{bot.account}".encode()
+    digest = int.from_bytes(hashlib.sha256(secret).digest()[:8], "big")
+    return account_prefix(bot) + base36(digest, DEPLOYMENT_CHARS)
+
+
+def client_order_id(bot: Bot, *, token: int, order_id: int) -> str:
+    """Return account, deployment, fencing token and row in 17 letters and digits (B6)."""
+    return own_prefix(bot) + base36(token, TOKEN_CHARS) + base36(order_id, ROW_CHARS)
+
+
+def fill_overlap() -> dt.timedelta:
+    """Return how far before the newest known fill the fills are read again."""
+    return FILL_DELAY + 2 * dt.timedelta(milliseconds=timeframe_ms(settings.TIMEFRAME))
+
+
+class OrderDesk:
+    """Writes, sends and looks up the orders of one account."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.sent = 0
+
+    # --- writing
+
+    def write(self, new: Iterable[NewOrder]) -> list[Order]:
+        """Insert intents. Call it inside `atomic()`; raises LeaseLost when the account is another's by now."""
+        leases.held(self.account.lease)
+        return [self._insert(each) for each in new]
+
+    def _insert(self, new: NewOrder) -> Order:
+        bot, token = self.account.bot, self.account.lease.token
+        order = Order.objects.create(
+            bot=bot,
+            symbol_id=self.account.symbol_ids[new.symbol],
+            position=new.position,
+            decision=new.decision,
+            purpose=new.purpose,
+            side=new.side,
+            kind=new.kind,
+            quantity=new.quantity,
+            reference_price=new.reference_price,
+            trigger_price=new.trigger_price,
+            stop_price=new.stop_price,
+            target_price=new.target_price,
+            position_expires_at=new.position_expires_at,
+            reduce_only=new.reduce_only,
+            reason=new.reason[:300],
+            fencing_token=token,
+            created_at=clock.market_now(),
+        )
+        order.client_order_id = client_order_id(bot, token=token, order_id=order.pk)
+        order.save(update_fields=["client_order_id"])
+        return order
+
+    def write_and_send(self, new: NewOrder) -> Order:
+        with transaction.atomic():
+            (order,) = self.write([new])
+        return self.send(order)
+
+    # --- sending
+
+    def send(self, order: Order) -> Order:
+        """Send an intent once. Raises LeaseLost, with nothing sent, when the account is another's by now.
+
+        The request's time is taken before the lease is checked, so that a pause anywhere behind the check makes the
+        request too old for the venue (the receive-window fence, B4).
+        """
+        now = clock.market_now()
+        with transaction.atomic():
+            leases.held(self.account.lease)
+            claimed = Order.objects.filter(pk=order.pk, state=OrderState.INTENT).update(
+                state=OrderState.SENDING, sent_at=now
+            )
+        if claimed != 1:
+            order.refresh_from_db()
+            return order
+        order.state, order.sent_at = OrderState.SENDING, now
+        request = self._request(order, time_ms=to_ms(now))
+        if not self.account.lease.locally_valid(margin=RECEIVE_WINDOW):
+            raise leases.LeaseLost(f"the lease of {self.account.lease.name} ends too soon to send {order}")
+        venue = self.account.venue
+        outcome = venue.place_stop(request) if order.kind == "stop_market" else venue.place(request)
+        self.sent += 1
+        self.apply_outcome(order, outcome)
+        return order
+
+    def _request(self, order: Order, *, time_ms: int) -> OrderRequest:
+        return OrderRequest(
+            client_order_id=order.client_order_id or "",
+            symbol=self.account.code_of(order.symbol_id),
+            side=cast(Literal["buy", "sell"], order.side),
+            quantity=order.quantity,
+            kind=cast(Literal["market", "limit", "stop_market"], order.kind),
+            trigger_price=order.trigger_price,
+            reduce_only=order.reduce_only,
+            time_ms=time_ms,
+        )
+
+    def apply_outcome(self, order: Order, outcome: PlaceOutcome) -> None:
+        """Turn the venue's answer to a place into the order's state."""
+        if isinstance(outcome, Ack):
+            if outcome.order.client_order_id == order.client_order_id:
+                self.apply_evidence(order, outcome.order)
+            else:
+                self._to_unknown(order, reason("WRONG_ORDER_RETURNED", got=outcome.order.client_order_id))
+        elif isinstance(outcome, Rejected):
+            if outcome.code == DUPLICATE:  # an order with this id exists: find out which state it is in (F08)
+                self._to_unknown(order, reason("DUPLICATE", detail=outcome.reason), quiet=True)
+                self.look_up(order)
+            else:
+                why = reason("REJECTED", code=outcome.code, detail=outcome.reason)
+                move(order, OrderState.REJECTED, reason=f"{why} | {order.reason}"[:300])
+                self._journal(order, f"rejected: {why}", Severity.WARNING)
+        elif isinstance(outcome, Throttled):
+            # Refused before matching, but that must be seen before a new order may be sent.
+            self._to_unknown(order, "THROTTLED", quiet=True, look_at=from_ms(outcome.retry_at_ms))
+        else:
+            self._to_unknown(order, reason("UNKNOWN", detail=outcome.detail))
+
+    # --- evidence
+
+    def apply_evidence(self, order: Order, seen: VenueOrder) -> bool:
+        """Take over what the venue says of the order; returns whether anything changed. `filled` never falls."""
+        filled = max(order.filled, seen.filled)
+        state = _state_of(seen, filled=filled)
+        if state != order.state and state not in ORDER_TRANSITIONS[OrderState(order.state)]:
+            state = OrderState(order.state)  # an older picture than the one that we have
+        changes: dict[str, Any] = {}
+        if filled != order.filled:
+            changes["filled"] = filled
+        if seen.average_price is not None and seen.filled >= order.filled:
+            price = seen.average_price.quantize(Decimal("1e-12"))
+            if price != order.average_price:
+                changes["average_price"] = price
+        if seen.venue_order_id and seen.venue_order_id != order.venue_order_id:
+            changes["venue_order_id"] = seen.venue_order_id
+        if state == order.state and not changes:
+            return False
+        was_unknown = order.state == OrderState.UNKNOWN
+        move(order, state, **changes)
+        if was_unknown:
+            self.resolved(order, reason("FOUND", state=state, filled=filled))
+        return True
+
+    def look_up(self, order: Order) -> bool:
+        """Ask the venue for an order of unknown outcome; returns whether it is known now. A failed read proves nothing."""
+        symbol = self.account.code_of(order.symbol_id)
+        try:
+            found = self.account.venue.order_by_client_id(symbol, order.client_order_id or "")
+        except ExchangeError as error:
+            log.warning("order_lookup_failed", order=str(order), error=str(error))
+            self._look_again(order)
+            return False
+        # Look-ups lie: one venue returns some other open order (reference/exchanges.md), so the ids are compared.
+        if found is not None and found.client_order_id == order.client_order_id:
+            self.apply_evidence(order, found)
+            return True
+        now = clock.market_now()
+        sent_at = order.sent_at or order.created_at
+        if now < sent_at + SETTLE or order.lookups + 1 < MIN_LOOKUPS or self._has_fill(order, sent_at):
+            self._look_again(order)
+            return False
+        move(order, OrderState.NOT_PLACED, reason=f"NOT_PLACED: lookups={order.lookups + 1} | {order.reason}"[:300])
+        self.resolved(order, reason("NOT_PLACED", lookups=order.lookups + 1, settle_seconds=SETTLE.seconds))
+        return True
+
+    def _has_fill(self, order: Order, sent_at: dt.datetime) -> bool:
+        """Tell whether the trade history knows the order: some venues forget orders sooner than trades."""
+        fills = self.account.venue.fills_since(to_ms(sent_at - fill_overlap()))
+        return any(fill.client_order_id == order.client_order_id for fill in fills)
+
+    def _look_again(self, order: Order) -> None:
+        order.lookups += 1
+        wait = back_off_ms(order.lookups, LOOKUP_BASE_MS, LOOKUP_CAP_MS)
+        order.next_lookup_at = clock.market_now() + dt.timedelta(milliseconds=wait)
+        Order.objects.filter(pk=order.pk).update(lookups=order.lookups, next_lookup_at=order.next_lookup_at)
+
+    def to_unknown(self, order: Order, why: str) -> None:
+        """Say that nobody knows whether the venue has the order: a crash between commit and answer (F01, F02)."""
+        self._to_unknown(order, why)
+
+    def _to_unknown(self, order: Order, why: str, *, quiet: bool = False, look_at: dt.datetime | None = None) -> None:
+        now = clock.market_now()
+        first = now + dt.timedelta(milliseconds=LOOKUP_BASE_MS)
+        move(
+            order,
+            OrderState.UNKNOWN,
+            reason=f"{why} | {order.reason}"[:300],
+            lookups=0,
+            next_lookup_at=look_at or first,
+        )
+        if quiet:
+            return
+        symbol = self.account.code_of(order.symbol_id)
+        coverage.open_block(
+            symbol_ids=[order.symbol_id],
+            reason=BlockReason.ORDER_UNKNOWN,
+            evidence=reason("ORDER_UNKNOWN", order=str(order), purpose=order.purpose, why=why),
+            recheck_at=now + dt.timedelta(milliseconds=LOOKUP_CAP_MS),
+        )
+        alerts.raise_alert(
+            _alert_key(order),
+            f"{symbol}: nobody knows whether order {order} was placed ({why}). It is looked up; no entry until then.",
+            Severity.WARNING,
+        )
+        self._journal(order, f"outcome unknown: {why}", Severity.WARNING)
+
+    def resolved(self, order: Order, evidence: str) -> None:
+        others = Order.objects.filter(bot=self.account.bot, symbol_id=order.symbol_id, state=OrderState.UNKNOWN)
+        if not others.exclude(pk=order.pk).exists():
+            coverage.close_blocks(
+                symbol_ids=[order.symbol_id], reasons=[BlockReason.ORDER_UNKNOWN], close_reason=evidence
+            )
+        if alerts.resolve_alert(_alert_key(order)):
+            self._journal(order, f"outcome known: {evidence}", Severity.INFO)
+
+    # --- cancelling
+
+    def cancel(self, order: Order) -> None:
+        """Cancel what is left of an order at the venue. Whatever the answer, only the order's picture changes it."""
+        outcome = self.account.venue.cancel(self.account.code_of(order.symbol_id), order.client_order_id or "")
+        if isinstance(outcome, Ack) and outcome.order.client_order_id == order.client_order_id:
+            self.apply_evidence(order, outcome.order)
+            return
+        # Not known to the venue, throttled, or unanswered: the next reconciliation reads the order itself.
+        log.warning("cancel_not_confirmed", order=str(order), outcome=str(outcome))
+
+    def _journal(self, order: Order, text: str, severity: Severity) -> None:
+        symbol = self.account.code_of(order.symbol_id)
+        journal.record(
+            "order", f"{order.purpose} {order.side} {order.quantity:f} {symbol}: {text}",
+            subject=f"symbol:{symbol}", severity=severity,
+        )  # fmt: skip
+
+
+def _alert_key(order: Order) -> str:
+    return f"order_unknown:{order.client_order_id}"
+
+
+def move(order: Order, state: OrderState, **changes: Any) -> None:
+    """Change the state of an order by compare-and-set. Raises OrderStateError for what the table does not have."""
+    before = OrderState(order.state)
+    if state != before and state not in ORDER_TRANSITIONS[before]:
+        raise OrderStateError(f"order {order}: {before} -> {state} is not in ORDER_TRANSITIONS; evidence must decide")
+    if state in TERMINAL_ORDER_STATES and before in OPEN_ORDER_STATES:
+        changes.setdefault("finished_at", clock.market_now())
+    if state != OrderState.UNKNOWN and order.next_lookup_at is not None:
+        changes["next_lookup_at"] = None
+    updated = Order.objects.filter(pk=order.pk, state=before).update(state=state, **changes)
+    if updated != 1:
+        order.refresh_from_db()
+        raise OrderStateError(f"order {order} is {order.state}, not {before}: another process changed it, stop")
+    order.state = state
+    for name, value in changes.items():
+        setattr(order, name, value)
+
+
+def _state_of(seen: VenueOrder, *, filled: Decimal) -> OrderState:
+    """Decide by what was filled, then by the venue's word (reference/exchanges.md: `closed` may be cancelled)."""
+    if filled >= seen.quantity > 0:
+        return OrderState.FILLED
+    if seen.status == "open":
+        return OrderState.PARTIALLY_FILLED if filled else OrderState.ACKED
+    if seen.status == "rejected" and not filled:
+        return OrderState.REJECTED
+    if seen.status == "expired":
+        return OrderState.EXPIRED
+    return OrderState.CANCELLED  # also `filled` with less than was asked for: the rest is gone

@@ -1,0 +1,226 @@
+"""Takes fills over into the tables: each once, and every touched position and order folded anew from its fills (I17)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from django.db import transaction
+
+from exchanges.port import VenueFill
+from ops_app import leases
+from ops_app.choices import Severity
+from quant.reasons import reason
+from quant.timeframes import from_ms, to_ms
+from trading_app.choices import OPEN_ORDER_STATES, FillKind, OrderPurpose, OrderState, RiskKind
+from trading_app.fold import FoldFill, fold
+from trading_app.models import Fill, Order, Position
+from trading_app.orders import OrderDesk, move
+from trading_app.services import record_risk
+from trading_app.venue import Account
+
+SCALE = Decimal("1e-12")
+"""The columns' last digit."""
+
+
+@dataclass(slots=True)
+class AppliedFills:
+    """What a batch of fills changed: new fills, the codes whose positions they touched, and fills that are not ours."""
+
+    new: int = 0
+    touched: set[str] = field(default_factory=set)
+    foreign: list[VenueFill] = field(default_factory=list)
+    unknown_symbols: set[str] = field(default_factory=set)
+
+
+def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
+    """Record the fills that are not recorded yet and fold what they touch, in one transaction; again: no change."""
+    applied = AppliedFills()
+    account = desk.account
+    if not fills:
+        return applied
+    with transaction.atomic():
+        leases.held(account.lease)  # a zombie's fold of fewer fills must not overwrite a newer one
+        known = set(
+            Fill.objects.filter(
+                account=account.bot.account, trade_id__in=[fill.trade_id for fill in fills]
+            ).values_list("trade_id", flat=True)
+        )
+        fresh = {fill.trade_id: fill for fill in fills if fill.trade_id not in known}
+        if not fresh:
+            return applied
+        new = sorted(fresh.values(), key=lambda fill: (fill.time_ms, fill.trade_id))
+        orders = _orders_of(account, new)
+        rows, positions = [], {}
+        for fill in new:
+            if fill.symbol not in account.symbol_ids:
+                applied.unknown_symbols.add(fill.symbol)
+                continue
+            order = orders.get(fill.client_order_id)
+            position = _position_of(account, fill, order, positions)
+            if order is None and fill.kind == FillKind.TRADE:
+                applied.foreign.append(fill)
+            rows.append(_row(account, fill, order, position))
+            applied.touched.add(fill.symbol)
+        Fill.objects.bulk_create(rows, ignore_conflicts=True)
+        applied.new = len(rows)
+        touched_orders = {order.pk: order for order in orders.values()}
+        for order in touched_orders.values():
+            fold_order(desk, order)
+        for position in {
+            each.pk: each for each in positions.values() if each is not None and not each.foreign
+        }.values():
+            fold_position(position)
+    for fill in applied.foreign:
+        record_risk(
+            bot=account.bot,
+            kind=RiskKind.FOREIGN,
+            evidence=reason(
+                "FOREIGN_FILL", symbol=fill.symbol, side=fill.side, quantity=fill.quantity, price=fill.price,
+                client_order_id=fill.client_order_id or "none",
+            ),
+            severity=Severity.CRITICAL,
+            subject=f"symbol:{fill.symbol}",
+        )  # fmt: skip
+    return applied
+
+
+def _orders_of(account: Account, fills: Iterable[VenueFill]) -> dict[str, Order]:
+    ids = {fill.client_order_id for fill in fills if fill.client_order_id}
+    rows = Order.objects.filter(bot=account.bot, client_order_id__in=ids).select_related("position", "decision")
+    return {row.client_order_id or "": row for row in rows}
+
+
+def _position_of(
+    account: Account, fill: VenueFill, order: Order | None, cache: dict[str, Position | None]
+) -> Position | None:
+    """Find the position that a fill belongs to: its order's, else the open one, else (an entry) a new one.
+
+    A venue nets per symbol. So a late fill of an order whose position is closed belongs to the one that is open now, and
+    opens the closed one again when none is.
+    """
+    if fill.symbol not in cache:
+        cache[fill.symbol] = (
+            Position.objects.open().filter(bot=account.bot, symbol_id=account.symbol_ids[fill.symbol]).first()
+        )
+    position = cache[fill.symbol]
+    if order is not None and position is None:
+        position = cache[fill.symbol] = order.position
+    if position is None and order is not None and order.purpose == OrderPurpose.ENTRY:
+        position = cache[fill.symbol] = Position.objects.create(
+            bot=account.bot,
+            symbol_id=order.symbol_id,
+            side=1 if order.side == "buy" else -1,
+            stop_price=order.stop_price,
+            target_price=order.target_price,
+            expires_at=order.position_expires_at,
+            entry_decision=order.decision,
+            opened_at=from_ms(fill.time_ms),
+        )
+    if order is not None and position is not None and order.position_id != position.pk:
+        order.position = position
+        Order.objects.filter(pk=order.pk).update(position=position)
+    return position
+
+
+def _row(account: Account, fill: VenueFill, order: Order | None, position: Position | None) -> Fill:
+    return Fill(
+        bot=account.bot,
+        order=order,
+        position=position,
+        symbol_id=account.symbol_ids[fill.symbol],
+        account=account.bot.account,
+        trade_id=fill.trade_id,
+        client_order_id=fill.client_order_id[:64],
+        kind=fill.kind,
+        side=fill.side,
+        quantity=fill.quantity,
+        price=fill.price,
+        fee=fill.fee,
+        filled_at=from_ms(fill.time_ms),
+    )
+
+
+def fold_order(desk: OrderDesk, order: Order) -> None:
+    """Set what was filled from the order's fills; a fill moves even an order that was given up (F12)."""
+    trades = [
+        (fill.quantity, fill.price)
+        for fill in Fill.objects.filter(order=order, kind=FillKind.TRADE).only("quantity", "price")
+    ]
+    filled = sum((quantity for quantity, _ in trades), Decimal(0))
+    if filled == 0:
+        return
+    average = (sum((quantity * price for quantity, price in trades), Decimal(0)) / filled).quantize(SCALE)
+    before = OrderState(order.state)
+    if filled >= order.quantity:
+        state = OrderState.FILLED
+    elif before in OPEN_ORDER_STATES:
+        state = OrderState.PARTIALLY_FILLED
+    elif before in (OrderState.REJECTED, OrderState.NOT_PLACED):
+        state = OrderState.CANCELLED  # it was placed after all; what is left of it is not known to be open
+    else:
+        state = before
+    filled = max(filled, order.filled)
+    if (state, filled, average) == (before, order.filled, order.average_price):
+        return
+    move(order, state, filled=filled, average_price=average)
+    if before == OrderState.UNKNOWN:
+        desk.resolved(order, reason("FILL_FOUND", filled=filled))
+    if before in (OrderState.REJECTED, OrderState.NOT_PLACED):
+        record_risk(
+            bot=desk.account.bot,
+            kind=RiskKind.DRIFT,
+            evidence=reason("LATE_FILL", order=str(order), was=before, filled=filled),
+            severity=Severity.CRITICAL,
+            subject=f"symbol:{desk.account.code_of(order.symbol_id)}",
+        )
+
+
+def fills_of(position: Position) -> list[FoldFill]:
+    """Return the recorded fills of a position for the fold (1 query)."""
+    names = ("trade_id", "side", "quantity", "price", "fee", "filled_at", "kind")
+    return [
+        FoldFill(trade_id, side, quantity, price, fee, to_ms(filled_at), kind)
+        for trade_id, side, quantity, price, fee, filled_at, kind in Fill.objects.filter(position=position).values_list(
+            *names
+        )
+    ]
+
+
+def fold_position(position: Position) -> None:
+    """Write the fold of the position's fills into its row; closed exactly when the fold is flat."""
+    folded = fold(fills_of(position))
+    position.quantity = folded.quantity
+    position.entry_price = folded.entry_price.quantize(SCALE)
+    position.realised_pnl = folded.realised_pnl.quantize(SCALE)
+    position.fees = folded.fees.quantize(SCALE)
+    position.side = folded.side or position.side
+    if folded.quantity == 0:
+        position.closed_at = from_ms(folded.last_ms)
+        position.close_reason = position.close_reason or _close_reason(position)
+    else:
+        position.closed_at, position.close_reason = None, ""
+    position.save(
+        update_fields=["quantity", "entry_price", "realised_pnl", "fees", "side", "closed_at", "close_reason"]
+    )
+
+
+def _close_reason(position: Position) -> str:
+    """Say what closed the position: the order of its newest closing fill."""
+    last = (
+        Fill.objects.filter(position=position)
+        .exclude(kind=FillKind.FUNDING)
+        .select_related("order")
+        .order_by("-filled_at", "-id")
+        .first()
+    )
+    if last is None:
+        return ""
+    if last.kind == FillKind.ADJUSTMENT:
+        return "VANISHED: the exchange had no such position any more"
+    if last.order is None:
+        return "EXTERNAL: closed at the exchange by an order that is not ours"
+    if last.order.purpose == OrderPurpose.STOP:
+        return reason("STOP", price=last.price)
+    return last.order.reason[:200]

@@ -1,0 +1,208 @@
+"""Every open position has a live stop of its size at the exchange, or is being closed (I18). Nothing here can be paused.
+
+Runs after every batch of fills and at every reconciliation. A position is *closing* from its first exit order on: what
+an exit left open (a partial fill, a refusal, an unknown outcome that proved empty) is closed by the next one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from dataclasses import dataclass
+from decimal import Decimal
+
+from django.db.models import Q
+
+from ops_app import alerts, clock
+from ops_app.choices import Severity
+from quant.policy import back_off_ms
+from quant.reasons import reason
+from trading_app.choices import (
+    IN_FLIGHT_ORDER_STATES,
+    OPEN_ORDER_STATES,
+    OrderPurpose,
+    OrderState,
+    RiskKind,
+)
+from trading_app.models import Order, Position
+from trading_app.orders import NewOrder, OrderDesk
+from trading_app.services import record_risk
+
+MAX_STOP_ATTEMPTS = 2
+"""Stops that a venue refuses before the position is closed by market instead (F18)."""
+EXIT_BASE_MS, EXIT_CAP_MS = 5_000, 300_000
+EXIT_ALERT_AFTER = 3
+FAILED = (OrderState.REJECTED, OrderState.NOT_PLACED)
+
+
+@dataclass(slots=True)
+class Protected:
+    """What was done: stops placed and cancelled, exits sent, positions that have neither yet."""
+
+    stops_placed: int = 0
+    stops_cancelled: int = 0
+    exits: int = 0
+    unprotected: int = 0
+
+    @property
+    def changes(self) -> int:
+        return self.stops_placed + self.stops_cancelled + self.exits
+
+
+def protect(desk: OrderDesk) -> Protected:
+    """Bring stops and exits in line with the positions: two queries when nothing is to be done."""
+    done = Protected()
+    bot = desk.account.bot
+    positions = list(Position.objects.open().filter(bot=bot).order_by("id"))
+    wanted = Q(position__in=positions) | Q(purpose=OrderPurpose.STOP, state__in=OPEN_ORDER_STATES)
+    orders_of: dict[int | None, list[Order]] = defaultdict(list)
+    for order in Order.objects.filter(wanted, bot=bot).exclude(purpose=OrderPurpose.ENTRY).order_by("id"):
+        orders_of[order.position_id].append(order)
+    for position in positions:
+        _protect_one(desk, position, orders_of.pop(position.pk, []), done)
+    for orphans in orders_of.values():  # their positions are closed: nothing may be opened by what is left of a stop
+        for stop in orphans:
+            if stop.state not in IN_FLIGHT_ORDER_STATES:
+                desk.cancel(stop)
+                done.stops_cancelled += 1
+    return done
+
+
+def close_position(desk: OrderDesk, position: Position, cause: str) -> Order | None:
+    """Close by market, reduce-only. Returns None when less than one lot is left, which the venue cannot trade."""
+    symbol = desk.account.code_of(position.symbol_id)
+    instrument = desk.account.instruments.get(symbol)
+    quantity = abs(position.quantity)
+    if instrument is not None:
+        quantity = instrument.quantize_quantity(quantity)
+    if quantity <= 0:
+        alerts.raise_alert(
+            f"dust:{position.pk}",
+            f"{symbol}: {position.quantity:f} is left, less than one lot ({instrument}). Close it at the exchange by hand.",
+            Severity.WARNING,
+        )
+        return None
+    return desk.write_and_send(
+        NewOrder(
+            symbol=symbol,
+            purpose=OrderPurpose.EXIT,
+            side="sell" if position.quantity > 0 else "buy",
+            quantity=quantity,
+            reason=cause,
+            reduce_only=True,
+            position=position,
+        )
+    )
+
+
+def _protect_one(desk: OrderDesk, position: Position, orders: list[Order], done: Protected) -> None:
+    exits = [order for order in orders if order.purpose == OrderPurpose.EXIT]
+    stops = [order for order in orders if order.purpose == OrderPurpose.STOP]
+    if any(order.state in OPEN_ORDER_STATES for order in exits):
+        return
+    if exits and not position.foreign:
+        _close_the_rest(desk, position, exits, done)
+        # The stop stays as it is: if the exits go on failing, it is what protects.
+        if not any(order.state in OPEN_ORDER_STATES for order in stops):
+            _place_stop(desk, position, stops, done)
+        return
+    _keep_stop(desk, position, stops, done)
+
+
+def _keep_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> None:
+    open_quantity = abs(position.quantity)
+    side = "sell" if position.quantity > 0 else "buy"
+    live = [order for order in stops if order.state in (OrderState.ACKED, OrderState.PARTIALLY_FILLED)]
+    fitting = [order for order in live if order.quantity - order.filled == open_quantity and order.side == side]
+    if not fitting:
+        if any(order.state in IN_FLIGHT_ORDER_STATES for order in stops):
+            done.unprotected += 1  # its outcome is being looked up; a second one could be a second order
+            return
+        placed = _place_stop(desk, position, stops, done)
+        if placed is None or placed.state in IN_FLIGHT_ORDER_STATES:
+            return
+        fitting = [placed]
+    # The new stop stands before the old one goes: reduce-only orders cannot open anything together.
+    for order in live:
+        if order.pk != fitting[-1].pk:
+            desk.cancel(order)
+            done.stops_cancelled += 1
+
+
+def _place_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> Order | None:
+    """Place a stop, at most MAX_STOP_ATTEMPTS times; then close. Returns the stop, or None when it closed instead."""
+    symbol = desk.account.code_of(position.symbol_id)
+    instrument = desk.account.instruments.get(symbol)
+    failures = 0
+    for order in reversed(stops):  # refusals since the last stop that stood
+        if order.state not in FAILED:
+            break
+        failures += 1
+    while position.stop_price is not None and failures < MAX_STOP_ATTEMPTS:
+        trigger, quantity = position.stop_price, abs(position.quantity)
+        if instrument is not None:
+            trigger, quantity = instrument.quantize_price(trigger), instrument.quantize_quantity(quantity)
+        stop = desk.write_and_send(
+            NewOrder(
+                symbol=symbol,
+                purpose=OrderPurpose.STOP,
+                side="sell" if position.quantity > 0 else "buy",
+                kind="stop_market",
+                quantity=quantity,
+                trigger_price=trigger,
+                reduce_only=True,
+                position=position,
+                reason=reason("PROTECT", stop=trigger),
+            )
+        )
+        if stop.state not in FAILED:
+            done.stops_placed += 1
+            if stop.state in IN_FLIGHT_ORDER_STATES:
+                done.unprotected += 1
+            return stop
+        failures += 1
+    evidence = reason("STOP_MISSING", symbol=symbol, refused=failures, stop=position.stop_price)
+    key = f"stop_missing:{position.pk}"
+    if position.foreign:
+        done.unprotected += 1
+        alerts.raise_alert(
+            key, f"{symbol}: a position that is not this bot's has no stop, and none was accepted. Look after it by hand.",
+            Severity.CRITICAL,
+        )  # fmt: skip
+        return None
+    if alerts.raise_alert(key, f"{symbol}: no stop was accepted; the position is closed by market.", Severity.CRITICAL):
+        record_risk(
+            bot=desk.account.bot, kind=RiskKind.STOP_MISSING, evidence=evidence, severity=Severity.CRITICAL,
+            subject=f"symbol:{symbol}",
+        )  # fmt: skip
+    if not Order.objects.filter(position=position, purpose=OrderPurpose.EXIT).exists():
+        close_position(desk, position, evidence)
+        done.exits += 1
+    return None
+
+
+def _close_the_rest(desk: OrderDesk, position: Position, exits: list[Order], done: Protected) -> None:
+    """Send the next exit when its back-off is over: exits are never given up, and never sent in a storm."""
+    last = exits[-1]
+    failures = 0
+    for order in reversed(exits):
+        if order.filled > 0:
+            break
+        failures += 1
+    wait = dt.timedelta(milliseconds=back_off_ms(failures, EXIT_BASE_MS, EXIT_CAP_MS))
+    if clock.market_now() < (last.finished_at or last.created_at) + wait:
+        return
+    if failures >= EXIT_ALERT_AFTER:
+        symbol = desk.account.code_of(position.symbol_id)
+        alerts.raise_alert(
+            f"exit_fails:{position.pk}",
+            f"{symbol}: {failures} exits in a row failed ({last.reason}). It is tried again; close it by hand if it lasts.",
+            Severity.CRITICAL,
+        )
+    close_position(desk, position, exits[0].reason.rpartition(" | ")[2])
+    done.exits += 1
+
+
+def adopt_stop_price(*, quantity: Decimal, mark: Decimal, distance: Decimal) -> Decimal:
+    """Return a stop for a position that is not ours: `distance` (a fraction) from the mark, on the losing side."""
+    return mark * (1 - distance) if quantity > 0 else mark * (1 + distance)

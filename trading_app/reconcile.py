@@ -1,0 +1,270 @@
+"""Makes the tables say what the exchange says; a second pass changes nothing (I17).
+
+Order of a pass: fills, orders of unknown outcome, open orders, positions, protective stops. Every read of the venue may
+raise `ExchangeError`: then nothing is concluded, above all never that a position is gone (F17).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from django.db import transaction
+from django.db.models import Q
+
+from exchanges.port import VenueOrder, VenuePosition
+from ops_app import alerts, clock, leases
+from ops_app.choices import Severity
+from quant.reasons import reason
+from quant.timeframes import from_ms, to_ms
+from trading_app.choices import FillKind, OrderState, RiskKind
+from trading_app.models import Bot, Fill, Order, Position
+from trading_app.orders import OrderDesk, account_prefix, fill_overlap, move
+from trading_app.positions import AppliedFills, apply_fills, fold_position
+from trading_app.protection import adopt_stop_price, protect
+from trading_app.services import record_risk
+
+MAX_DRIFT_LOOKS = 3
+"""Passes in a row with the same difference before the exchange's position wins."""
+FOREIGN_STOP_DISTANCE = Decimal("0.05")
+TWO_BOTS = "TWO_BOTS"
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """What a pass changed. `changes` is 0 when the tables said what the exchange says."""
+
+    fills: int = 0
+    not_sent: int = 0
+    resolved: int = 0
+    orders: int = 0
+    foreign_orders: list[str] = field(default_factory=list)
+    positions: int = 0
+    protection: int = 0
+    unknown: int = 0
+    two_bots: str | None = None
+
+    @property
+    def changes(self) -> int:
+        return self.fills + self.not_sent + self.resolved + self.orders + self.positions + self.protection
+
+
+class Reconciler:
+    """Remembers between passes only how often it saw the same difference."""
+
+    def __init__(self, desk: OrderDesk) -> None:
+        self.desk = desk
+        self._drift: dict[str, tuple[Decimal, int]] = {}
+        self._reported: set[str] = set()
+        self._recorded: set[str] = set()
+
+    @property
+    def bot(self) -> Bot:
+        return self.desk.account.bot
+
+    def adopt_in_flight(self) -> int:
+        """Take over what an interrupted send left. An INTENT was surely not sent; a SENDING may have been (F01, F02).
+
+        A pass never runs while this process sends, so such a row is a dead process's, or an exception's.
+        """
+        found = 0
+        rows = Order.objects.filter(bot=self.bot, state__in=(OrderState.INTENT, OrderState.SENDING)).order_by("id")
+        for order in rows:
+            found += 1
+            if order.state == OrderState.INTENT:
+                # The signal is computed anew at the next bar; a stale intent is never replayed.
+                move(order, OrderState.NOT_PLACED, reason=f"NOT_SENT: restart=true | {order.reason}"[:300])
+            else:
+                self.desk.to_unknown(order, reason("RESTART", state="sending"))
+                Order.objects.filter(pk=order.pk).update(next_lookup_at=clock.market_now())
+        return found
+
+    def run(self, *, may_send: bool = True) -> Reconciled:
+        """One whole pass; without `may_send` nothing is placed or cancelled (B5). Raises ExchangeError when the venue could not be read, LeaseLost when the account is gone."""
+        done = Reconciled()
+        done.not_sent = self.adopt_in_flight()
+        done.fills = self.sync_fills().new
+        done.resolved = self.look_up_due(done)
+        self._open_orders(done)
+        self._positions(done)
+        if may_send:
+            done.protection = protect(self.desk).changes
+        if done.protection:  # what was just closed or stopped has fills of its own
+            done.fills += self.sync_fills().new
+        return done
+
+    def sync_fills(self) -> AppliedFills:
+        """Read fills from before the cursor on, record the new ones, move the cursor."""
+        cursor = self.bot.last_fill_at or self.bot.created_at
+        fills = self.desk.account.venue.fills_since(to_ms(cursor - fill_overlap()))
+        trades = {fill.trade_id for fill in fills}
+        if trades <= self._recorded:  # nothing that this process has not recorded: no query
+            return AppliedFills()
+        applied = apply_fills(self.desk, fills)
+        newest = max((fill.time_ms for fill in fills), default=0)
+        if newest > to_ms(cursor):
+            self.bot.last_fill_at = from_ms(newest)
+            Bot.objects.filter(pk=self.bot.pk).update(last_fill_at=self.bot.last_fill_at)
+        self._report_strangers(applied)
+        self._recorded = trades
+        return applied
+
+    def _report_strangers(self, applied: AppliedFills) -> None:
+        for symbol in applied.unknown_symbols - self._reported:
+            self._reported.add(symbol)
+            alerts.raise_alert(
+                f"foreign_symbol:{self.bot.name}:{symbol}",
+                f"{symbol}: the account has fills in a symbol that is not in the tables. They are not this bot's.",
+                Severity.WARNING,
+            )
+
+    def look_up_due(self, done: Reconciled | None = None) -> int:
+        """Look up the orders of unknown outcome whose time has come; returns how many are known now."""
+        due = Q(next_lookup_at__isnull=True) | Q(next_lookup_at__lte=clock.market_now())
+        rows = list(Order.objects.filter(bot=self.bot, state=OrderState.UNKNOWN).filter(due).order_by("id"))
+        resolved = sum(self.desk.look_up(order) for order in rows)
+        if resolved:  # an order that was found may have been filled long ago
+            self.sync_fills()
+        if done is not None:
+            done.unknown = len(rows) - resolved
+        return resolved
+
+    # --- orders
+
+    def _open_orders(self, done: Reconciled) -> None:
+        seen = {order.client_order_id: order for order in self.desk.account.venue.open_orders()}
+        ours = {
+            order.client_order_id or "": order
+            for order in Order.objects.filter(
+                Q(state__in=(OrderState.ACKED, OrderState.PARTIALLY_FILLED)) | Q(client_order_id__in=list(seen)),
+                bot=self.bot,
+            )
+        }
+        for client_id, order in ours.items():
+            picture = seen.get(client_id)
+            if picture is None:  # it is open here and not there: ask for the order itself
+                symbol = self.desk.account.code_of(order.symbol_id)
+                picture = self.desk.account.venue.order_by_client_id(symbol, client_id)
+            if picture is not None and picture.client_order_id == client_id:
+                done.orders += self.desk.apply_evidence(order, picture)
+        for client_id in seen.keys() - ours.keys():
+            self._foreign_order(seen[client_id], done)
+
+    def _foreign_order(self, order: VenueOrder, done: Reconciled) -> None:
+        done.foreign_orders.append(order.client_order_id or order.venue_order_id)
+        if order.client_order_id.startswith(account_prefix(self.bot)) and len(order.client_order_id) == 17:
+            # Only a bot makes such ids, and none of this database's: another one trades this account (F36).
+            done.two_bots = reason(TWO_BOTS, order=order.client_order_id, symbol=order.symbol)
+        key = order.client_order_id or order.venue_order_id
+        if key in self._reported:
+            return
+        self._reported.add(key)
+        evidence = reason(
+            "FOREIGN_ORDER", symbol=order.symbol, side=order.side, kind=order.kind, quantity=order.quantity, id=key
+        )
+        raised = alerts.raise_alert(
+            f"foreign_order:{self.bot.name}:{key}",
+            f"{order.symbol}: an open order {key} is not this bot's. It is left alone; cancel it if nobody wants it.",
+            Severity.CRITICAL if done.two_bots else Severity.WARNING,
+        )
+        if raised is not None:
+            record_risk(bot=self.bot, kind=RiskKind.FOREIGN, evidence=evidence, subject=f"symbol:{order.symbol}")
+
+    # --- positions
+
+    def _positions(self, done: Reconciled) -> None:
+        there = {position.symbol: position for position in self.desk.account.venue.positions()}
+        here = {
+            self.desk.account.code_of(position.symbol_id): position
+            for position in Position.objects.open().filter(bot=self.bot)
+        }
+        for symbol in sorted(there.keys() | here.keys()):
+            seen, position = there.get(symbol), here.get(symbol)
+            venue_quantity = seen.quantity if seen is not None else Decimal(0)
+            if position is not None and position.foreign:
+                done.positions += self._follow_foreign(position, venue_quantity)
+                continue
+            own_quantity = position.quantity if position is not None else Decimal(0)
+            if venue_quantity == own_quantity:
+                self._drift.pop(symbol, None)
+                continue
+            if self._settled(symbol, venue_quantity - own_quantity):
+                self._venue_wins(symbol, seen, position, venue_quantity - own_quantity)
+                done.positions += 1
+
+    def _settled(self, symbol: str, difference: Decimal) -> bool:
+        """Tell whether the same difference was seen often enough: fills and positions are not published at once."""
+        before, looks = self._drift.get(symbol, (difference, 0))
+        looks = looks + 1 if before == difference else 1
+        self._drift[symbol] = (difference, looks)
+        in_flight = Order.objects.filter(
+            bot=self.bot, symbol_id=self.desk.account.symbol_ids.get(symbol), state=OrderState.UNKNOWN
+        ).exists()
+        return looks >= MAX_DRIFT_LOOKS and not in_flight
+
+    @property
+    def drifting(self) -> frozenset[str]:
+        """Symbols whose position differs from the exchange's: no entry there."""
+        return frozenset(self._drift)
+
+    def _venue_wins(
+        self, symbol: str, seen: VenuePosition | None, position: Position | None, difference: Decimal
+    ) -> None:
+        self._drift.pop(symbol, None)
+        evidence = reason(
+            "DRIFT", symbol=symbol, here=position.quantity if position is not None else 0,
+            exchange=seen.quantity if seen is not None else 0,
+        )  # fmt: skip
+        if position is not None:
+            price = seen.mark_price if seen is not None else (position.stop_price or position.entry_price)
+            self._adjust(position, difference, price)
+        elif seen is not None:
+            if symbol not in self.desk.account.symbol_ids:
+                self._report_strangers(AppliedFills(unknown_symbols={symbol}))
+                return
+            self._adopt(symbol, seen)
+        record_risk(
+            bot=self.bot, kind=RiskKind.DRIFT if position is not None else RiskKind.FOREIGN, evidence=evidence,
+            severity=Severity.CRITICAL, subject=f"symbol:{symbol}",
+        )  # fmt: skip
+        alerts.raise_alert(
+            f"drift:{self.bot.name}:{symbol}:{to_ms(clock.market_now())}",
+            f"{symbol}: the position differed from the exchange's, and the exchange won ({evidence}).",
+            Severity.CRITICAL,
+        )
+
+    def _adjust(self, position: Position, difference: Decimal, price: Decimal) -> None:
+        """Correct by a fill of its own kind, so that the position stays the fold of its fills."""
+        now = clock.market_now()
+        with transaction.atomic():
+            leases.held(self.desk.account.lease)
+            Fill.objects.create(
+                bot=self.bot, position=position, symbol_id=position.symbol_id, account=self.bot.account,
+                trade_id=f"adjust:{position.pk}:{to_ms(now)}", kind=FillKind.ADJUSTMENT,
+                side="buy" if difference > 0 else "sell", quantity=abs(difference), price=price, filled_at=now,
+            )  # fmt: skip
+            fold_position(position)
+
+    def _adopt(self, symbol: str, seen: VenuePosition) -> None:
+        """Take a position that is not ours into the table: protected and shown, never traded (F15)."""
+        stop = seen.stop_price or adopt_stop_price(
+            quantity=seen.quantity, mark=seen.mark_price, distance=FOREIGN_STOP_DISTANCE
+        )
+        Position.objects.create(
+            bot=self.bot, symbol_id=self.desk.account.symbol_ids[symbol], foreign=True,
+            side=1 if seen.quantity > 0 else -1, quantity=seen.quantity, entry_price=seen.entry_price,
+            stop_price=stop, opened_at=clock.market_now(),
+        )  # fmt: skip
+
+    def _follow_foreign(self, position: Position, quantity: Decimal) -> bool:
+        """Follow what its owner does. Returns whether anything changed."""
+        if quantity == position.quantity:
+            return False
+        position.quantity = quantity
+        if quantity == 0:
+            position.closed_at = clock.market_now()
+            position.close_reason = "EXTERNAL: closed at the exchange by its owner"
+        else:
+            position.side = 1 if quantity > 0 else -1
+        position.save(update_fields=["quantity", "side", "closed_at", "close_reason"])
+        return True

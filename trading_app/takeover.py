@@ -1,0 +1,85 @@
+"""Who may trade an account: one process at a time (I15), and how a new owner begins (B5)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import socket
+
+import structlog
+from django.conf import settings
+
+from ops_app import clock, leases
+from ops_app.leases import LeaseToken
+from ops_app.models import Lease
+from trading_app.exceptions import AccountBusyError
+from trading_app.models import Bot
+from trading_app.orders import CLOCK_SKEW, RECEIVE_WINDOW
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+def lease_name(bot: Bot) -> str:
+    return f"account:{bot.account}"
+
+
+def lease_ttl() -> dt.timedelta:
+    return dt.timedelta(seconds=settings.BOT_LEASE_SECONDS)
+
+
+def fence() -> dt.timedelta:
+    """Return how long a new owner waits before its first order: until nothing of the old one can be accepted."""
+    return RECEIVE_WINDOW + CLOCK_SKEW
+
+
+def last_holder(bot: Bot) -> str:
+    """Return who held the account last without giving it back; "" if it was given back, or never taken."""
+    return Lease.objects.filter(name=lease_name(bot)).values_list("holder", flat=True).first() or ""
+
+
+def take(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken | None:
+    return leases.acquire(lease_name(bot), holder=holder, ttl=ttl)
+
+
+def wait_for_account(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken:
+    """Take the account; wait for the end of a dead holder's lease. Raises AccountBusyError if its holder lives.
+
+    A holder lives when it renews while we look. One whose process is gone from this host need not be waited for.
+    """
+    first: tuple[int, dt.datetime | None] | None = None
+    while True:
+        lease = take(bot, holder=holder, ttl=ttl)
+        if lease is not None:
+            return lease
+        row = Lease.objects.get(name=lease_name(bot))
+        if _died_here(row.holder):
+            log.warning("holder_is_dead", account=bot.account, holder=row.holder)
+            leases.release(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
+            Lease.objects.filter(name=row.name, token=row.token, holder="").update(holder=row.holder)
+            continue
+        seen = (row.token, row.renewed_at)
+        if first is None:
+            first = seen
+            log.info("waiting_for_account", account=bot.account, holder=row.holder, seconds=ttl.total_seconds())
+        elif seen != first:
+            raise AccountBusyError(
+                f"account {bot.account} is traded by {row.holder}, which renewed its lease just now: one bot per account. "
+                "Stop that one first (manage.py doctor shows it), or give this bot its own account with BOT_NAME."
+            )
+        clock.sleep(POLL_SECONDS)
+
+
+def _died_here(holder: str) -> bool:
+    """Tell whether `kind@host:pid:random` was a process of this host that is gone. Unsure: no."""
+    place = holder.partition("@")[2].split(":")
+    if len(place) != 3 or place[0] != socket.gethostname()[:40] or not place[1].isdigit():
+        return False
+    try:
+        os.kill(int(place[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,49 @@
+"""Opens the account of a bot. Only the bot's process imports this: web pages never call an exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from django.conf import settings
+
+from coverage_app.market import exchange_config
+from coverage_app.models import Symbol
+from exchanges.factory import venue as make_venue
+from exchanges.port import Instrument, MarketData, Venue
+from ops_app import clock
+from ops_app.leases import LeaseToken
+from trading_app.models import Bot
+
+
+@dataclass(slots=True)
+class Account:
+    """Everything that an order needs: whose it is, where it goes, and the right to send it.
+
+    `lease` is replaced when the account is taken anew; everything that writes or sends checks it.
+    """
+
+    bot: Bot
+    venue: Venue
+    lease: LeaseToken
+    instruments: dict[str, Instrument] = field(default_factory=dict)
+    symbol_ids: dict[str, int] = field(default_factory=dict)
+    codes: dict[int, str] = field(default_factory=dict)
+
+    def code_of(self, symbol_id: int) -> str:
+        """Return the code of a symbol id. Raises KeyError for one of another market."""
+        return self.codes[symbol_id]
+
+    def refresh_symbols(self) -> None:
+        """Read the symbols of the market again (1 query): new listings get rows while the bot runs."""
+        rows = Symbol.objects.of_market(self.bot.market).values_list("code", "id")
+        self.symbol_ids = dict(rows)
+        self.codes = {symbol_id: code for code, symbol_id in self.symbol_ids.items()}
+
+
+def open_venue(bot: Bot, data: MarketData) -> Venue:
+    """Return the account of `bot`, matched against `data`, with its ledger in a file that survives a kill."""
+    settings.LEDGER_DIR.mkdir(parents=True, exist_ok=True)
+    name = "".join(letter if letter.isalnum() else "_" for letter in bot.account)
+    ledger = settings.LEDGER_DIR / f"{name}.sqlite3"
+    config = replace(exchange_config(), market=bot.market, ledger_path=ledger, account=bot.account)
+    return make_venue(config, clock.market_now_ms, data=data)
