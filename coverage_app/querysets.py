@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
+from django.apps import apps
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from coverage_app.choices import BACK_OFF_REASONS, TRADING_REASONS
 
+if TYPE_CHECKING:
+    from coverage_app.models import Symbol, Block
 
-class SymbolQuerySet(QuerySet):
+
+class SymbolQuerySet(QuerySet["Symbol"]):
     def of_market(self, market: str) -> SymbolQuerySet:
         return self.filter(market=market)
 
@@ -24,9 +29,8 @@ class SymbolQuerySet(QuerySet):
         return self.ingestible().filter(Q(ingest_due_at__isnull=True) | Q(ingest_due_at__lte=now))
 
     def unblocked(self) -> SymbolQuerySet:
-        from coverage_app.models import Block  # the model's module imports this one
-
-        return self.filter(~Exists(Block.objects.open().filter(symbol=OuterRef("pk"))))
+        block = apps.get_model("coverage_app", "Block")  # by name: the models' module imports this one
+        return self.filter(~Exists(block.objects.open().filter(symbol=OuterRef("pk"))))
 
     def ready(self) -> SymbolQuerySet:
         """Symbols that may be learnt: judged, in the universe, and nothing against them but what stops only trading."""
@@ -36,7 +40,7 @@ class SymbolQuerySet(QuerySet):
         return self.filter(~Exists(against), in_universe=True, last_evaluated_at__isnull=False)
 
 
-class BlockQuerySet(QuerySet):
+class BlockQuerySet(QuerySet["Block"]):
     def open(self) -> BlockQuerySet:
         return self.filter(closed_at__isnull=True)
 
