@@ -45,7 +45,8 @@ class Archive:
         if not market or not self._folder.is_dir():
             found = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
             raise ConfigurationError(
-                f"EXCHANGE_MARKET={market!r} is not in the archive {root}; choose one of: {', '.join(found) or 'nothing'}"
+                f"EXCHANGE_MARKET={market!r} is not in the archive {root}; "
+                f"choose one of: {', '.join(found) or 'nothing'}"
             )
         self.market = market
         self._files: dict[str, dict[str, Path]] = {}
@@ -78,8 +79,8 @@ class Archive:
         """Everything in the file. Read-only arrays, kept in memory."""
         key = (symbol, timeframe)
         if key not in self._candles:
-            columns = self._read(symbol, self._files[timeframe][symbol], _CANDLE_COLUMNS)
-            self._candles[key] = Candles(*columns)
+            times, *prices = self._read(symbol, self._files[timeframe][symbol], _CANDLE_COLUMNS)
+            self._candles[key] = Candles(times.astype(np.int64, copy=False), *prices)
         return self._candles[key]
 
     def funding(self, symbol: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -101,7 +102,9 @@ class Archive:
             with pq.ParquetFile(path) as file:
                 table = file.read(columns=list(names))
         except (pa.ArrowException, OSError) as error:
-            raise MarketDataError(symbol, f"{path} cannot be read ({error}); restore the file from its source") from error
+            raise MarketDataError(
+                symbol, f"{path} cannot be read ({error}); restore the file from its source"
+            ) from error
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise MarketDataError(symbol, f"{path} lacks the columns {', '.join(missing)}; it needs {', '.join(names)}")

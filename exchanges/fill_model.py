@@ -1,8 +1,9 @@
 """How an order fills against public data: the one fill model of simulated, replayed and paper trading. Pure.
 
-A taker pays mid x (1 +- (half spread + impact)), impact = 0.7 sigma sqrt(quantity / volume) (the square-root law), and
-gets at most 10 % of the volume. A resting limit order fills only when the price trades *through* it. A stop fills at the
-worse of its trigger and the bar's open. Volume and sigma are those of the last hour, or of one bar if bars are longer.
+A taker pays mid x (1 +- (half spread + impact)), impact = 0.7 sigma sqrt(quantity / volume) (the square-root law),
+and gets at most 10 % of the volume. A resting limit order fills only when the price trades *through* it. A stop fills
+at the worse of its trigger and the bar's open. Volume and sigma are those of the last hour, or of one bar if bars are
+longer.
 """
 
 from __future__ import annotations

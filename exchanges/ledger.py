@@ -1,7 +1,8 @@
 """The book of one matched account: cash, positions, orders and fills in a SQLite file of its own.
 
-It plays the exchange's memory. A bot that was killed finds its orders here, and a second process with the same file sees
-the same account. SQLite in WAL mode with one writer at a time is all that needs; ":memory:" serves tests and the soak.
+It plays the exchange's memory. A bot that was killed finds its orders here, and a second process with the same file
+sees the same account. SQLite in WAL mode with one writer at a time is all that needs; ":memory:" serves tests and the
+soak.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """`MatchingVenue`: an account matched against public data. Simulated, replayed and paper trading are this one engine.
 
-Market orders fill at once at the ticker (`exchanges.fill_model`). Resting orders are matched by going through every candle
-that has closed since the last look, so a stop also fires while no bot is running. A client order id is unique for ever:
-placing it again is `Rejected("DUPLICATE")` and the caller looks the order up, as on Bybit. Reads never change the books,
-they only let the market catch up with the clock; reading twice gives the same answer.
+Market orders fill at once at the ticker (`exchanges.fill_model`). Resting orders are matched by going through every
+candle that has closed since the last look, so a stop also fires while no bot is running. A client order id is unique
+for ever: placing it again is `Rejected("DUPLICATE")` and the caller looks the order up, as on Bybit. Reads never
+change the books, they only let the market catch up with the clock; reading twice gives the same answer.
 
-Not modelled: liquidation (equity may go below zero), and cancelling what reduces once nothing is left to reduce (such an
-order expires when it fires, as on most venues).
+Not modelled: liquidation (equity may go below zero), and cancelling what reduces once nothing is left to reduce (such
+an order expires when it fires, as on most venues).
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class MatchingVenue:
         now = self.data.now_ms()
         window = self._receive_window_ms
         if window is not None and now - request.time_ms > window:
-            return Rejected("STALE_REQUEST", f"the request is {now - request.time_ms} ms old, the window is {window} ms")
+            return Rejected(
+                "STALE_REQUEST", f"the request is {now - request.time_ms} ms old, the window is {window} ms"
+            )
         instrument = self._replayer.instrument(request.symbol)
         if instrument is None:
             return Rejected("UNKNOWN_SYMBOL", f"{request.symbol} is not listed; see instruments()")

@@ -1,4 +1,4 @@
-"""What a venue checks before it accepts an order. Pure: instrument, order and account facts in, a refusal or None out."""
+"""What a venue checks before it accepts an order. Pure: facts in, a refusal or None out."""
 
 from __future__ import annotations
 

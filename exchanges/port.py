@@ -5,8 +5,8 @@ suite (`tests/exchanges/test_contract_*.py`). Times are milliseconds since 1970 
 candle is named by its open time. Symbols are ccxt's unified codes. Money and quantities of an account are `Decimal`,
 series are float64.
 
-`MarketData` raises `exchanges.errors.ExchangeError` and its subclasses. `Venue.place` and `Venue.cancel` never raise for
-what a venue answers: an order is too important to be reported by the absence of a return value.
+`MarketData` raises `exchanges.errors.ExchangeError` and its subclasses. `Venue.place` and `Venue.cancel` never raise
+for what a venue answers: an order is too important to be reported by the absence of a return value.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`MarketData` that plays real candles from an archive. Nothing after the clock is visible, whatever is asked for.
 
-An archive holds no listings, ticks or quotes. They are derived from what was visible at the time: a symbol is listed from
-its first candle, and delisted when it has had none for 30 days (28 days without a candle have happened to a living
-symbol); grids follow the last price; a ticker is the last close with one basis point to each side.
+An archive holds no listings, ticks or quotes. They are derived from what was visible at the time: a symbol is listed
+from its first candle, and delisted when it has had none for 30 days (28 days without a candle have happened to a
+living symbol); grids follow the last price; a ticker is the last close with one basis point to each side.
 """
 
 from __future__ import annotations

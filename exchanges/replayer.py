@@ -1,8 +1,8 @@
 """Lets an account's resting orders and funding catch up with the market, candle by candle.
 
-An order counts from its own candle on. Where tickers are the close of the last candle (simulation, replay), whatever the
-running candle does is still to come, so the candle in which an order was placed is matched too; with live data part of it
-is past, so matching begins with the next one.
+An order counts from its own candle on. Where tickers are the close of the last candle (simulation, replay), whatever
+the running candle does is still to come, so the candle in which an order was placed is matched too; with live data
+part of it is past, so matching begins with the next one.
 """
 
 from __future__ import annotations

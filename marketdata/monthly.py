@@ -1,11 +1,11 @@
 """Month files: many time series in one Parquet file per calendar month, replaced atomically.
 
-Why this layout (measured, reference/performance.md): all symbols of a month in one file reads 3 x faster than a file per
-symbol and appends 100 x cheaper, and a rename is the only write that a reader without locks never sees half done.
+Why this layout (measured, reference/performance.md): all symbols of a month in one file reads 3 x faster than a file
+per symbol and appends 100 x cheaper, and a rename is the only write that a reader without locks never sees half done.
 
 A file is sorted by (symbol, time). How many rows each symbol has stands in the footer, so a reader never decodes the
-symbol column, and `last_times` reads no data at all. Float columns are byte-stream-split + zstd (32 bytes a candle), time
-and symbol are dictionaries, every page carries a CRC.
+symbol column, and `last_times` reads no data at all. Float columns are byte-stream-split + zstd (32 bytes a candle),
+time and symbol are dictionaries, every page carries a CRC.
 """
 
 from __future__ import annotations
@@ -182,9 +182,7 @@ class MonthFiles:
         layout = _Layout(tuple(ordered), tuple(counts), tuple(int(series[symbol][0][-1]) for symbol in ordered))
         codes = np.repeat(np.arange(len(ordered), dtype=np.int32), counts)
         arrays = [pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(ordered, pa.string()))]
-        arrays += [
-            pa.array(np.concatenate([series[symbol][i] for symbol in ordered])) for i in range(len(self._names))
-        ]
+        arrays += [pa.array(np.concatenate([series[symbol][i] for symbol in ordered])) for i in range(len(self._names))]
         return pa.table(arrays, names=["symbol", *self._names]).replace_schema_metadata({_LAYOUT_KEY: layout.to_json()})
 
     def _remove_leftovers(self) -> None:

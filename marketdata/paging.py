@@ -1,7 +1,8 @@
 """Fetch what a store lacks, page by page, forward in time.
 
-Exchanges truncate silently, hand out the running candle, repeat pages. So every page is checked before it is believed, and
-the next one begins after the last candle that was really received. Whoever stops anywhere goes on from what is stored.
+Exchanges truncate silently, hand out the running candle, repeat pages. So every page is checked before it is
+believed, and the next one begins after the last candle that was really received. Whoever stops anywhere goes on from
+what is stored.
 """
 
 from __future__ import annotations

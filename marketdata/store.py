@@ -65,8 +65,7 @@ class CandleStore:
         timeframe_ms(timeframe)
         files = self._files(market, timeframe, CANDLE_COLUMNS)
         return {
-            symbol: Candles(*columns)
-            for symbol, columns in files.read(_frozen(symbols), since_ms, until_ms).items()
+            symbol: Candles(*columns) for symbol, columns in files.read(_frozen(symbols), since_ms, until_ms).items()
         }
 
     def read_panel(

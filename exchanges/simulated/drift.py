@@ -1,9 +1,9 @@
 """The learnable part of the simulated market: hidden regimes of trend and chop.
 
-Each symbol lives through episodes of four days. In a *trending* one its price drifts in one direction; in a *choppy* one
-the drift turns every twelve hours, so that whoever follows the trend is late. Turnover is higher while a symbol trends,
-which is what a meta-model can see. With `learnable=False` the regimes, and their effect on turnover, are the same but no
-price drifts: the same market with nothing to be found, the null world of the gates.
+Each symbol lives through episodes of four days. In a *trending* one its price drifts in one direction; in a *choppy*
+one the drift turns every twelve hours, so that whoever follows the trend is late. Turnover is higher while a symbol
+trends, which is what a meta-model can see. With `learnable=False` the regimes, and their effect on turnover, are the
+same but no price drifts: the same market with nothing to be found, the null world of the gates.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class HiddenDrift:
         trending = uniform(key ^ np.uint64(1), episode) < _TRENDING_SHARE
         sign = np.where(hash64(key ^ np.uint64(2), episode) & np.uint64(1), 1.0, -1.0)
         alternating = np.where(segment & 1, sign, -sign)
-        rate = np.where(
-            trending, sign * self._trend_rate[rows][:, None], alternating * self._chop_rate[rows][:, None]
-        )
+        rate = np.where(trending, sign * self._trend_rate[rows][:, None], alternating * self._chop_rate[rows][:, None])
         return trending, rate
 
     def day_sums(self, rows: NDArray[np.int64], first: int, count: int) -> Floats:

@@ -41,13 +41,14 @@ def hash64(key: Keys, index: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 def uniform(key: Keys, index: NDArray[np.int64]) -> Floats:
     """Uniform in [0, 1), 53 bits."""
-    return (hash64(key, index) >> _S11) * 2.0**-53
+    return (hash64(key, index) >> _S11).astype(np.float64) * 2.0**-53
 
 
 def uniform_pair(key: Keys, index: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Two independent uniforms in (0, 1), 32 bits each, for the price of one hash."""
     bits = hash64(key, index)
-    return ((bits >> _S32) + 0.5) * 2.0**-32, ((bits & _LOW_32) + 0.5) * 2.0**-32
+    high, low = (bits >> _S32).astype(np.float64), (bits & _LOW_32).astype(np.float64)
+    return (high + 0.5) * 2.0**-32, (low + 0.5) * 2.0**-32
 
 
 def normal(key: Keys, index: NDArray[np.int64]) -> Floats:
@@ -73,8 +74,8 @@ def normal_row(key: Keys, first: NDArray[np.int64], count: int) -> Floats:
 def smooth_normal(key: Keys, position: NDArray[np.int64], scale: int) -> Floats:
     """Standard normal noise that changes slowly: autocorrelation vanishes after `scale` positions.
 
-    Knots every `scale` positions, blended by cos/sin, so that the variance is exactly 1 everywhere (a linear blend would
-    halve it between knots). `key` is [S, 1], `position` an ascending range [T]; returns [S, T].
+    Knots every `scale` positions, blended by cos/sin, so that the variance is exactly 1 everywhere (a linear blend
+    would halve it between knots). `key` is [S, 1], `position` an ascending range [T]; returns [S, T].
     """
     knot = position // scale
     angle = (0.5 * np.pi / scale) * (position - knot * scale)

@@ -97,6 +97,7 @@ class SimulatedMarket:
         self._worlds[-1] = World(seed=seed, specs=permanent, learnable=learnable)
         self._places_hour = -1
         self._places: dict[str, _Place] = {}
+        self._instruments: list[Instrument] = []
         self._blocks: OrderedDict[tuple[int, int], _Block] = OrderedDict()
         self._tickers: tuple[int, dict[str, Ticker]] = (-1, {})
         self._funding_shared = np.array([[stream_key(seed, "funding")]], dtype=np.uint64)
@@ -106,11 +107,11 @@ class SimulatedMarket:
 
     # ------------------------------------------------------------------- listing
     def instruments(self) -> list[Instrument]:
-        now = self.now_ms()
-        return [place.spec.instrument(now) for _, place in sorted(self._listed(now).items())]
+        self._listed(self.now_ms())
+        return list(self._instruments)
 
     def _listed(self, now: int) -> dict[str, _Place]:
-        """Everything listed until `now` (what was delisted long ago is gone), by symbol."""
+        """Everything listed until `now` (what was delisted long ago is gone), by symbol. Changes on the hour only."""
         hour = now // HOUR_MS
         if hour != self._places_hour:
             if now < (GENESIS_DAY + 1) * DAY_MS:
@@ -120,6 +121,7 @@ class SimulatedMarket:
                 group, row = divmod(number, _TEMPORARIES_PER_WORLD)
                 places[spec.symbol] = _Place(group, row, spec)
             self._places, self._places_hour = places, hour
+            self._instruments = [place.spec.instrument(now) for _, place in sorted(places.items())]
         return self._places
 
     def _find(self, symbol: str, now: int) -> _Place:
@@ -257,7 +259,7 @@ class SimulatedMarket:
                 until = visible_until_ms(place.spec, now) // BASE_MS * BASE_MS
                 if place.spec.listed_at(now) and until > place.spec.listed_ms and not _is_halted(place.spec, until):
                     by_group.setdefault((place.group, until), []).append(place)
-            found = {}
+            found: dict[str, Ticker] = {}
             for (group, until), places in by_group.items():
                 found.update(self._group_tickers(group, until, places))
             self._tickers = (bar, found)

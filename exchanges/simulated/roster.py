@@ -1,12 +1,14 @@
 """Who is listed on the simulated exchange, and what is odd about them.
 
 A core of healthy symbols, plus specials that make every rule of the universe and of coverage meet its case: a gappy
-series, a token swap, a late feed, a thin market, and a never-ending sequence of new listings that are delisted again. The
-sequence is a function of time alone, so whatever the clock says, some symbol is a few days old and some will go soon.
+series, a token swap, a late feed, a thin market, and a never-ending sequence of new listings that are delisted again.
+The sequence is a function of time alone, so whatever the clock says, some symbol is a few days old and some will go
+soon.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -62,22 +64,19 @@ class SymbolSpec:
     oddity: Oddity
     half_spread: float
     """As a fraction of the price."""
+    decimals: int
+    """Of the tick: a millionth of the first price or finer, so that a fall of 99 % leaves a useful grid."""
 
     @property
     def listed_day(self) -> int:
         return self.listed_ms // DAY_MS
-
-    @property
-    def decimals(self) -> int:
-        """Decimals of the tick: a millionth of the first price or finer, so that a fall of 99 % leaves a useful grid."""
-        return 6 - int(np.floor(self.log_price / np.log(10.0)))
 
     def listed_at(self, time_ms: int) -> bool:
         return self.listed_ms <= time_ms and (self.delisted_ms is None or time_ms < self.delisted_ms)
 
     def instrument(self, now_ms: int) -> Instrument:
         tick = Decimal(10) ** -self.decimals
-        lot = Decimal(10) ** -int(np.clip(np.floor(self.log_price / np.log(10.0)) + 1, 0, 5))
+        lot = Decimal(10) ** -min(max(7 - self.decimals, 0), 5)  # a lot is worth 0.1 to 1 at the first price
         known_end = self.delisted_ms if self.delisted_ms is not None and self.delisted_ms <= now_ms else None
         return Instrument(
             symbol=self.symbol,
@@ -126,6 +125,7 @@ def _spec(
     key = stream_key(seed, "symbol", base)
     u = _draw(key, 8)
     rank = u[5] if size is None else size
+    log_price = math.log(10.0) * (-1.0 + 4.0 * u[4])
     return SymbolSpec(
         symbol=f"{base}/USDT:USDT",
         key=key,
@@ -134,11 +134,12 @@ def _spec(
         sector_beta=0.5 + 0.8 * u[2],
         own_volatility=0.018 + 0.016 * u[3],
         daily_quote_volume=15_000.0 if oddity is Oddity.THIN else float(10.0 ** (6.8 + 2.2 * rank)),
-        log_price=float(np.log(10.0) * (-1.0 + 4.0 * u[4])),
+        log_price=log_price,
         listed_ms=listed_ms,
         delisted_ms=delisted_ms,
         oddity=oddity,
         half_spread=2.5e-3 if oddity is Oddity.THIN else 0.5e-4 + 1.5e-4 * (1.0 - rank),
+        decimals=6 - math.floor(log_price / math.log(10.0)),
     )
 
 

@@ -1,11 +1,11 @@
 """Prices of the simulated market: a stateless function of (seed, symbol, time).
 
-The log price of a symbol is the sum of a market, a sector and an own diffusion, of jumps, and, in a learnable world, of a
-hidden drift. Each diffusion draws the *sum of a day* first, with exactly the variance of that day's 5-minute bars, and
-refines it to bars by a Brownian bridge. So the level at any day is a short cumulative sum, any window can be computed
-alone, and a bar is independent of every other bar given the volatilities. Both properties matter: a bridge whose variance
-does not match its bars, or a jump smeared over its day, can be predicted by a model that should find nothing
-(reference/exchanges.md).
+The log price of a symbol is the sum of a market, a sector and an own diffusion, of jumps, and, in a learnable world,
+of a hidden drift. Each diffusion draws the *sum of a day* first, with exactly the variance of that day's 5-minute
+bars, and refines it to bars by a Brownian bridge. So the level at any day is a short cumulative sum, any window can
+be computed alone, and a bar is independent of every other bar given the volatilities. Both properties matter: a
+bridge whose variance does not match its bars, or a jump smeared over its day, can be predicted by a model that should
+find nothing (reference/exchanges.md).
 
 Shapes: S symbols, D days, 288 bars of 5 minutes a day.
 """
@@ -91,7 +91,7 @@ class Diffusions:
         """[R, D] size of the day's jump (mostly 0), and the bar it happens in."""
         days = _days(first, count)
         key = self._jump[rows][:, None]
-        size = np.where(uniform(key, days) < self._jump_chance, self._jump_size, 0.0)
+        size: Floats = np.where(uniform(key, days) < self._jump_chance, self._jump_size, 0.0)
         hit = np.nonzero(size)
         size[hit] *= normal(self._jump[rows][hit[0]] ^ np.uint64(1), days[hit[1]])
         bar = (hash64(key ^ np.uint64(2), days) % np.uint64(BARS)).astype(np.int64)
@@ -111,7 +111,9 @@ class Diffusions:
         for number, (scale, size) in enumerate(_HOUR_LOG_VOL):
             salt = np.uint64(number + 1)
             log_vol += (size * np.sqrt(0.5)) * smooth_normal(self._hourly[rows][:, None] ^ salt, hours, scale)
-            log_vol += (size * np.sqrt(0.5)) * smooth_normal(self._shared[:, None] ^ (salt << np.uint64(8)), hours, scale)
+            log_vol += (size * np.sqrt(0.5)) * smooth_normal(
+                self._shared[:, None] ^ (salt << np.uint64(8)), hours, scale
+            )
         share = np.exp(2.0 * (log_vol.reshape(len(rows), count, HOURS) + _SEASON))
         share /= _BARS_PER_HOUR * share.sum(axis=2, keepdims=True)
         variance = volatility[..., None] ** 2 * share
@@ -157,9 +159,7 @@ class World:
             + (self._sector_beta * _SECTOR_VOLATILITY) ** 2
             + own_volatility**2
         )
-        self._own = Diffusions(
-            seed, "own", names, own_volatility, jump_chance=_JUMP_CHANCE, jump_size=_JUMP_SIZE
-        )
+        self._own = Diffusions(seed, "own", names, own_volatility, jump_chance=_JUMP_CHANCE, jump_size=_JUMP_SIZE)
         factors = ["market", *(f"sector{i}" for i in range(SECTORS))]
         base = np.array([_MARKET_VOLATILITY] + [_SECTOR_VOLATILITY] * SECTORS)
         self._factors = Diffusions(
@@ -187,7 +187,7 @@ class World:
         return joined[:, offset - low * size : offset - low * size + count + 1]
 
     def _level_chunk(self, number: int, size: int) -> Floats:
-        """[S, size] levels at the start of each day of a chunk; chunks are fixed, so rounding never depends on the caller."""
+        """[S, size] levels at the start of each day. Chunks are fixed, so that rounding never depends on the caller."""
         first = GENESIS_DAY + number * size
         start = self._log_price if number == 0 else self._level_chunks[-1][:, -1]
         # The first day's level of a later chunk needs the return of the day before it.
