@@ -82,12 +82,23 @@ def find_price_break(candles: Candles, step_ms: int) -> str | None:
     A token swap or a re-used ticker shows as a jump of the price across a suspension (LUNA 2022: 0.00005 -> 1.0 after
     437 hours; VIDT 2022: 1:10 after 221 hours), a redenomination without one as a jump between two candles of which
     neither traded in between. A crash, however deep, trades through the prices it passes: its candle spans them (ADA
-    2020: a wick of 52 %). So what counts is the distance between the *ranges* of neighbouring candles, not between
-    their closes.
-    """ if len(candles) < 2: return None gap_bars = np.diff(candles.open_time) // step_ms - 1 # How far the next
-    candle lies outside of what the last one traded at: log(low / high before), or the other way round. up =
-    np.log(candles.low[1:]) - np.log(candles.high[:-1]) down = np.log(candles.low[:-1]) - np.log(candles.high[1:])
-    empty = np.maximum(up, down) bound = np.where(gap_bars >= MIN_GAP_BARS, np.log(GAP_BREAK_FACTOR),
-    np.log(BREAK_FACTOR)) broken = np.flatnonzero(empty > bound) if not len(broken): return None row = int(broken[-1])
-    return reason( "PRICE_BREAK", at_ms=int(candles.open_time[row + 1]), gap_bars=int(gap_bars[row]),
-    before=float(candles.close[row]), after=float(candles.open[row + 1]), )
+    2020: a wick of 52 %). So what counts is the distance between the *ranges* of neighbours, not between their closes.
+    """
+    if len(candles) < 2:
+        return None
+    gap_bars = np.diff(candles.open_time) // step_ms - 1
+    risen = np.log(candles.low[1:]) - np.log(candles.high[:-1])
+    fallen = np.log(candles.low[:-1]) - np.log(candles.high[1:])
+    untraded = np.maximum(risen, fallen)
+    bound = np.where(gap_bars >= MIN_GAP_BARS, np.log(GAP_BREAK_FACTOR), np.log(BREAK_FACTOR))
+    broken = np.flatnonzero(untraded > bound)
+    if not len(broken):
+        return None
+    row = int(broken[-1])
+    return reason(
+        "PRICE_BREAK",
+        price_at_ms=int(candles.open_time[row + 1]),
+        gap_bars=int(gap_bars[row]),
+        before=float(candles.close[row]),
+        after=float(candles.open[row + 1]),
+    )
