@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from coverage_app.choices import BACK_OFF_REASONS, TRADING_REASONS
 
 if TYPE_CHECKING:
-    from coverage_app.models import Symbol, Block
+    from coverage_app.models import Block, Symbol
 
 
 class SymbolQuerySet(QuerySet["Symbol"]):

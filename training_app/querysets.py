@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from training_app.choices import OPEN_STATES
 
 if TYPE_CHECKING:
-    from training_app.models import TrainingRun, ModelArtifact
+    from training_app.models import ModelArtifact, TrainingRun
 
 
 class RunQuerySet(QuerySet["TrainingRun"]):
