@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
@@ -23,6 +22,7 @@ from coverage_app.services.evaluation import hasten
 from exchanges.errors import ExchangeUnavailableError, MarketDataError
 from exchanges.port import MarketData
 from marketdata.errors import StoreError
+from marketdata.store import FundingSeries
 from ops_app import alerts, bulk, clock, leases, queue
 from ops_app.choices import Severity
 from quant.candles import CandleError, Candles
@@ -156,7 +156,7 @@ class _Ingest:
         self.now_ms = clock.market_now_ms()
         self.newest_ms = last_closed_open_ms(self.now_ms, self.step)
         self.collected: dict[str, list[Candles]] = {}
-        self.funding: dict[str, Any] = {}
+        self.funding: dict[str, FundingSeries] = {}
         self.ended: dict[str, str] = {}  # symbols that are through, with their error or ""
         self.waiting: list[str] = sorted(self.rows)
         self.funded = self.store.last_funding_times(market) if self.data.capabilities.funding else {}
@@ -229,20 +229,14 @@ class _Ingest:
             self.ended[row.code] = ""
 
     def _fetch_funding(self, row: Symbol) -> None:
+        from marketdata.paging import fetch_funding
+
         if not self.data.capabilities.funding or row.market_type != "swap":
             return
         last = self.funded.get(row.code)
-        since = self._history_start(row) if last is None else last + 1
-        rates = []
-        while since <= self.now_ms:
-            page = self.data.funding(row.code, since, self.data.page_limit)
-            if not page:
-                break
-            rates += page
-            since = page[-1].time_ms + 1
-        if rates:
-            times = np.array([rate.time_ms for rate in rates], dtype=np.int64)
-            self.funding[row.code] = (times, np.array([rate.rate for rate in rates], dtype=np.float64))
+        times, rates = fetch_funding(self.data, row.code, self._history_start(row) if last is None else last + 1)
+        if len(times):
+            self.funding[row.code] = (times, rates)
 
     def _history_start(self, row: Symbol) -> int:
         if row.history_start is not None:
