@@ -34,9 +34,8 @@ class SymbolQuerySet(QuerySet["Symbol"]):
 
     def ready(self) -> SymbolQuerySet:
         """Symbols that may be learnt: judged, in the universe, and nothing against them but what stops only trading."""
-        from coverage_app.models import Block  # the model's module imports this one
-
-        against = Block.objects.open().filter(symbol=OuterRef("pk")).exclude(reason__in=TRADING_REASONS)
+        block = apps.get_model("coverage_app", "Block")
+        against = block.objects.open().filter(symbol=OuterRef("pk")).exclude(reason__in=TRADING_REASONS)
         return self.filter(~Exists(against), in_universe=True, last_evaluated_at__isnull=False)
 
 
