@@ -97,7 +97,7 @@ def find_price_break(candles: Candles, step_ms: int) -> str | None:
     row = int(broken[-1])
     return reason(
         "PRICE_BREAK",
-        price_at_ms=int(candles.open_time[row + 1]),
+        broken_at_ms=int(candles.open_time[row + 1]),
         gap_bars=int(gap_bars[row]),
         before=float(candles.close[row]),
         after=float(candles.open[row + 1]),

@@ -124,9 +124,9 @@ class Diffusions:
         miss = volatility * normal(self._sum[rows][:, None], days) - noise.sum(axis=(2, 3))
         noise += (share * miss[..., None])[..., None]
         returns = noise.reshape(len(rows), count, BARS)
-        size, bar = self.jumps(rows, first, count)
-        hit = np.nonzero(size)
-        returns[hit[0], hit[1], bar[hit]] += size[hit]
+        jump, bar = self.jumps(rows, first, count)
+        hit = np.nonzero(jump)
+        returns[hit[0], hit[1], bar[hit]] += jump[hit]
         return returns, variance
 
 
