@@ -33,10 +33,19 @@ def exchange_config() -> ExchangeConfig:
     )
 
 
-@functools.cache
+_opened: dict[str, MarketData] = {}
+
+
 def market_data() -> MarketData:
     """Return this process's market data; it follows the clock of `ops_app.clock`, also a simulated one."""
-    return open_market_data(exchange_config(), clock.market_now_ms)
+    if "data" not in _opened:
+        _opened["data"] = open_market_data(exchange_config(), clock.market_now_ms)
+    return _opened["data"]
+
+
+def use(data: MarketData) -> None:
+    """Let this process read `data` instead: for tests, and for the soak that puts faults in between."""
+    _opened["data"] = data
 
 
 @functools.cache
@@ -47,5 +56,5 @@ def candle_store() -> CandleStore:
 
 def reset() -> None:
     """Forget both: for tests and the soak, which change settings."""
-    market_data.cache_clear()
+    _opened.clear()
     candle_store.cache_clear()

@@ -18,7 +18,7 @@ from coverage_app.models import Symbol, UniverseRefresh
 from coverage_app.selectors import newest_refresh, subject_of
 from coverage_app.services.evaluation import hasten
 from exchanges.errors import ExchangeError
-from exchanges.port import Instrument, Ticker
+from exchanges.port import Instrument, MarketData, Ticker
 from ops_app import alerts, bulk, clock, journal, leases
 from quant.policy import HOUR_MS, MINUTE_MS, back_off_ms
 from quant.reasons import reason
@@ -65,6 +65,7 @@ def refresh_universe(*, trigger: str = RefreshTrigger.SCHEDULED, market: str | N
         )
         try:
             data = market_data()
+            _check_timeframe(data)
             instruments, tickers = data.instruments(), data.tickers()
             leases.keep(lease)  # the exchange may have taken its time
             with transaction.atomic():
@@ -87,6 +88,14 @@ def universe_rules() -> universe.UniverseRules:
         min_age_days=settings.UNIVERSE_MIN_AGE_DAYS,
         max_symbols=settings.UNIVERSE_MAX_SYMBOLS,
     )
+
+
+def _check_timeframe(data: MarketData) -> None:
+    offered = data.capabilities.timeframes
+    if settings.TIMEFRAME not in offered:
+        raise UniverseError(
+            f"TIMEFRAME={settings.TIMEFRAME!r} cannot be had from {data.market}; use one of: {', '.join(offered)}"
+        )
 
 
 def _apply(

@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from coverage_app import market as sources
 from coverage_app.models import Symbol
 from coverage_app.services.evaluation import hasten
-from exchanges.errors import ExchangeUnavailableError, MarketDataError
+from exchanges.errors import ExchangeError, ExchangeUnavailableError, MarketDataError
 from exchanges.port import MarketData
 from marketdata.errors import StoreError
 from marketdata.store import FundingSeries
@@ -171,7 +171,7 @@ class _Ingest:
             code = self.waiting[0]
             try:
                 self._fetch(self.rows[code], early.get(code))
-            except ExchangeUnavailableError as error:
+            except ExchangeError as error:  # not of one symbol: `_fetch` has dealt with those
                 self._flush()
                 self._stop(error)
                 return
@@ -346,10 +346,11 @@ class _Ingest:
         self.report.postponed += len(ids)
         self.waiting = []
 
-    def _stop(self, error: ExchangeUnavailableError) -> None:
+    def _stop(self, error: ExchangeError) -> None:
         """The exchange as a whole does not answer: nobody's fault, so no symbol is blamed; all wait."""
         failures = 1 + max(self.rows[code].ingest_failures for code in self.waiting)
-        wait = max(back_off_ms(failures, MINUTE_MS, HOUR_MS), error.retry_after_ms or 0)
+        asked = error.retry_after_ms if isinstance(error, ExchangeUnavailableError) else None
+        wait = max(back_off_ms(failures, MINUTE_MS, HOUR_MS), asked or 0)
         ids = [self.rows[code].pk for code in self.waiting]
         Symbol.objects.filter(pk__in=ids).update(ingest_failures=failures)
         self._postpone(from_ms(self.now_ms + wait))
