@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from django.conf import settings
 from django.db import transaction
@@ -68,7 +67,7 @@ def enqueue(dotted: str, *args: Argument, queue: str | None = None, group: str =
         _send(message)
     else:
         # A broker that cannot be reached costs a doorbell, not the row: a sweeper rings again (T10).
-        transaction.on_commit(partial(_send, message), robust=True)
+        transaction.on_commit(lambda: _send(message), robust=True)  # Django names it: no partial
 
 
 def _send(message: Message) -> None:

@@ -21,6 +21,7 @@ class Command(BaseCommand):
         "Serve a queue until Ctrl-C. Exit code 70: a worker process died unplanned, so that all were ended; "
         "a supervisor (runall, systemd, Docker) starts it again. Any number may run, on any number of hosts."
     )
+    requires_system_checks = ["ops"]  # the others load every page of the site
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(

@@ -107,6 +107,7 @@ def require_free_port(bind: str) -> None:
 
 class Command(BaseCommand):
     help = "Start the website, the workers and the bot, restart what dies, and stop all with one Ctrl-C."
+    requires_system_checks = ["ops"]  # the others load every page of the site
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--quiet", action="store_true", help="Do not show how far the first minutes have come.")
