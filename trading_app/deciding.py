@@ -143,7 +143,7 @@ def bar_input(
     side = primary_side(signal, features, schema)
     covered = np.array([symbol in covering for symbol in symbols], dtype=np.bool_)
     blocked = np.array([symbol in refusals for symbol in symbols], dtype=np.bool_)
-    asked = covered & ~blocked & (side != 0) & np.isfinite(features).all(axis=1)
+    asked = covered & ~blocked & (side != 0) & np.isfinite(close)  # the model itself refuses rows that it cannot use
     threshold = np.array(
         [covering[symbol].model.threshold if symbol in covering else np.nan for symbol in symbols], dtype=np.float64
     )
