@@ -63,13 +63,18 @@ def database() -> Iterator[Finding]:
 def indexes() -> Iterator[Finding]:
     wanted = {"django_q_schedule": "ops_schedule_name", "django_q_ormq": "ops_ormq_key_lock"}
     with connection.cursor() as cursor:
-        for table, index in wanted.items():
-            if index not in connection.introspection.get_constraints(cursor, table):
-                yield problem(
-                    f"{table} has lost its index {index} (an upgrade of django-q2 can do that)",
-                    "Run: python3 run.py manage migrate ops_app 0001 && python3 run.py manage migrate ops_app",
-                )
-    yield ok("looked at the queue's indexes")
+        lost = [
+            (table, index)
+            for table, index in wanted.items()
+            if index not in connection.introspection.get_constraints(cursor, table)
+        ]
+    for table, index in lost:
+        yield problem(
+            f"{table} has lost its index {index} (an upgrade of django-q2 can do that)",
+            f"Write it again: the statement is in ops_app/migrations/0002_queue_indexes.py; {index} is its name.",
+        )
+    if not lost:
+        yield ok("the queue has its two indexes")
 
 
 @check("queue", needs_tables=True)
@@ -135,11 +140,12 @@ def disk() -> Finding:
 
 @check("secrets")
 def secret_files() -> Iterator[Finding]:
-    for name in ("secret_key", "admin_password"):
-        path = Path(settings.DATA_DIR) / name
-        if path.exists() and path.stat().st_mode & 0o077:
-            yield problem(f"{path} can be read by others", f"Run: chmod 600 {path}")
-    yield ok("looked at the files that hold secrets")
+    paths = [Path(settings.DATA_DIR) / name for name in ("secret_key", "admin_password")]
+    open_to_others = [path for path in paths if path.exists() and path.stat().st_mode & 0o077]
+    for path in open_to_others:
+        yield problem(f"{path} can be read by others", f"Run: chmod 600 {path}")
+    if not open_to_others:
+        yield ok("the files that hold secrets are for their owner only")
 
 
 @check("lightgbm")
@@ -161,8 +167,8 @@ def parent_death() -> Finding:
     if has_parent_death_signal():
         return ok("the kernel ends children with their parent (PR_SET_PDEATHSIG)")
     return warning(
-        f"{sys.platform} has no PR_SET_PDEATHSIG: after `kill -9` of a parent, worker processes notice within a second, "
-        "but a training or the bot may go on until its lease runs out",
+        f"{sys.platform} has no PR_SET_PDEATHSIG: after `kill -9` of a parent, worker processes notice within a "
+        "second, but a training or the bot may go on until its lease runs out",
         "Nothing on a laptop; run production on Linux.",
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import structlog
+from django.db.models import Max
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ops_app import clock, heartbeats
+from ops_app import clock, heartbeats, plugins
 from ops_app.models import Alert, JobRun, Lease
 
 log = structlog.get_logger(__name__)
@@ -57,6 +58,7 @@ class Rows(Collector):
 
 def text() -> bytes:
     """Return all metrics in Prometheus' text format."""
+    plugins.load("metrics_sources")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Rows())
     return generate_latest(registry)
@@ -80,21 +82,10 @@ def operations() -> Iterable[Metric]:
     held = Lease.objects.filter(expires_at__gt=clock.database_now()).values_list("name", flat=True)
     yield labelled("lease_held", "1: the lease is held.", "lease", ((name, 1.0) for name in held))
     yield gauge("alerts_open", "Alerts that are not resolved.", Alert.objects.filter(resolved_at__isnull=True).count())
-    newest: dict[str, JobRun] = {}
-    for run in JobRun.objects.filter(finished_at__isnull=False).order_by("pk").only("job", "seconds", "error"):
-        newest[run.job] = run
-    yield labelled(
-        "job_seconds",
-        "Duration of the job's last run.",
-        "job",
-        ((job, run.seconds or 0.0) for job, run in newest.items()),
-    )
-    yield labelled(
-        "job_failed",
-        "1: the job's last run failed.",
-        "job",
-        ((job, float(bool(run.error))) for job, run in newest.items()),
-    )
+    last = JobRun.objects.filter(finished_at__isnull=False).order_by().values("job").annotate(last=Max("pk"))
+    runs = list(JobRun.objects.filter(pk__in=last.values("last")).values_list("job", "seconds", "error"))
+    yield labelled("job_seconds", "Duration of the job's last run.", "job", ((job, s or 0.0) for job, s, _ in runs))
+    yield labelled("job_failed", "1: the job's last run failed.", "job", ((job, float(bool(e))) for job, _, e in runs))
     yield gauge("market_time_seconds", "Market time in seconds since 1970.", clock.market_now_ms() / 1000)
     yield gauge("market_speed", "Seconds of market time per real second.", clock.speed())
 

@@ -34,9 +34,11 @@ class Command(BaseCommand):
                 self.stdout.write(f"{MARKS[item.level]} {name}: {item.text}")
                 if item.fix:
                     self.stdout.write(f"        -> {item.fix}")
-        problems = sum(item.level is doctor.Level.PROBLEM for _, item in found)
+        problems, warnings = (
+            sum(item.level is level for _, item in found) for level in (doctor.Level.PROBLEM, doctor.Level.WARNING)
+        )
         if not options["json"]:
-            self.stdout.write(f"{problems} problem{'' if problems == 1 else 's'}." if problems else "All well.")
+            self.stdout.write(f"{problems} problems, {warnings} warnings." if problems + warnings else "All well.")
         if problems:
             sys.exit(1)
 
