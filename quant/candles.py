@@ -24,7 +24,7 @@ class CandleError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candles:
-    """Candles of one symbol, ascending: ``open_time`` int64 ms, prices in quote units, volume in base units, shape [n]."""
+    """Candles of one symbol in time order, shape [n]: ``open_time`` int64 ms, prices in quote, volume in base units."""
 
     open_time: NDArray[np.int64]
     open: NDArray[np.float64]

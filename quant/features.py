@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quant import kernel
+from quant import kernel, label_kernel
+from quant.schema import FeatureSchema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quant.panel import Panel
-    from quant.schema import FeatureSchema
 
 
 @dataclass(slots=True, eq=False)
 class FeatureState:
-    """Everything the step remembers. ``values`` float64[S, K] and ``counters`` int64[S, C] per symbol, and the market."""
+    """All that the step remembers: ``values`` float64[S, K] and ``counters`` int64[S, C] per symbol, and the market."""
 
     schema: FeatureSchema
     values: NDArray[np.float64]
@@ -36,7 +36,7 @@ class FeatureState:
 
     @classmethod
     def create(cls, schema: FeatureSchema, n_symbols: int, *, step_ms: int | None = None) -> FeatureState:
-        """Return the state before the first bar. With ``step_ms``, a bar that is left out is an error at the next step."""
+        """Return the state before the first bar. With ``step_ms``, leaving a bar out is an error at the next step."""
         return cls(
             schema=schema,
             values=np.zeros((n_symbols, kernel.N_VALUES)),
@@ -132,9 +132,6 @@ def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None
 
 def warm_cache() -> None:
     """Compile the kernel and store it on disk, so that no first decision waits for a compiler."""
-    from quant.labels import warm_cache as warm_labels
-    from quant.schema import FeatureSchema
-
     nothing = np.full(3, np.nan)
     for market_wide in (True, False):
         state = FeatureState.create(FeatureSchema(market_wide=market_wide), 3)
@@ -144,7 +141,7 @@ def warm_cache() -> None:
         out = np.empty((1, 3, len(state.schema)), dtype=np.float32)
         times = np.zeros(1, dtype=np.int64)
         kernel.replay_rows(*_arrays(state), times, grid, grid, grid, grid, grid, grid, out, *_scratch(3))
-    warm_labels()
+    label_kernel.warm_cache()
 
 
 def _check_next(state: FeatureState, open_time_ms: int) -> None:
@@ -152,7 +149,7 @@ def _check_next(state: FeatureState, open_time_ms: int) -> None:
         return
     if open_time_ms <= state.last_open_ms:
         raise ValueError(
-            f"bar {open_time_ms} is not after the state's last bar {state.last_open_ms}: a bar is stepped once, in order"
+            f"bar {open_time_ms} is not after the last bar {state.last_open_ms}: each bar is stepped once, in order"
         )
     if state.step_ms is not None and open_time_ms != state.last_open_ms + state.step_ms:
         raise ValueError(

@@ -9,8 +9,8 @@ State of a symbol: one row of float64 (averages, then rings of the last candles)
 zero means that nothing was seen.
 """
 
-from __future__ import annotations
-
+# numba infers the types of compiled functions.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 import math
 
 import numpy as np
@@ -40,22 +40,22 @@ _EMA_12, _EMA_26, _EMA_48, _EMA_168, _MACD_SIGNAL = range(5, 10)
 _GAIN, _LOSS, _ATR, _PLUS, _MINUS, _ADX = range(10, 16)
 _SQUARE_24, _SQUARE_48, _SQUARE_168, _RANGE_SQUARE, _DRIFT, _PATH, _LAGGED = range(16, 23)
 _VOLUME_24, _VOLUME_24_VARIANCE, _VOLUME_168, _VOLUME_168_VARIANCE, _FLOW, _TURNOVER = range(23, 29)
-_HIGH_24, _LOW_24, _HIGH_168, _LOW_168 = range(29, 33)
-_ANCHOR, _ANCHOR_INVERSE, _DEVIATION, _DEVIATION_SQUARE = range(33, 37)
-_FUNDING, _FUNDING_MEAN, _MARKET_PRODUCT, _MARKET_SQUARE = range(37, 41)
+_ANCHOR_INVERSE, _DEVIATION, _DEVIATION_SQUARE = range(29, 32)
+_FUNDING, _FUNDING_MEAN, _MARKET_PRODUCT, _MARKET_SQUARE = range(32, 36)
 _RING = 168
 _BAND = 20
 _DAY = 24
-_CLOSES = 41
+_CLOSES = 36
 _LOGS = _CLOSES + _BAND
 _HIGHS = _LOGS + _RING
-_LOWS = _HIGHS + _RING
-_LEVELS = _LOWS + _RING
+_LOWS = _HIGHS + 2 * _RING
+_LEVELS = _LOWS + 2 * _RING
 N_VALUES = _LEVELS + _DAY
 
 # --- a symbol's counters (int64) ---
-_SEEN, _GAP, _FUNDED, _MARKET_SEEN, _AT_HIGH_24, _AT_LOW_24, _AT_HIGH_168, _AT_LOW_168 = range(8)
-N_COUNTERS = 8
+_SEEN, _GAP, _FUNDED, _MARKET_SEEN = range(4)
+_HIGH_HEAD, _LOW_HEAD = 4, 7  # a deque's head, the first candle of the newest 24, its tail
+N_COUNTERS = 10
 
 # --- the market's state: floats, then integers (a level, two counters, a ring of levels) ---
 _M_SQUARE = 0
@@ -72,6 +72,7 @@ _MAX_MARKET_RETURN = 0.5
 _MAX_TURNOVER = 1e18
 _SETTLED_EMA_48 = 48
 _STILL = 1e-9  # a relative deviation below this is rounding, not movement
+_PER_RING, _PER_BAND = 1.0 / _RING, 1.0 / _BAND
 _PARKINSON = 1.0 / (4.0 * math.log(2.0))
 _DAY_MS, _WEEK_MS = 86_400_000, 604_800_000
 _MONDAY_MS = 345_600_000  # 1970-01-05, the first Monday
@@ -124,7 +125,7 @@ def _prepare(values, counters, open_, high, low, close, volume, scratch, status)
         scratch[_S_LOG_CLOSE, s] = log_close
         scratch[_S_RETURN, s] = change
         scratch[_S_LOG_RANGE, s] = math.log(h / l)
-        scratch[_S_LOG_TURNOVER, s] = math.log1p(turnover)
+        scratch[_S_LOG_TURNOVER, s] = math.log(1.0 + turnover)
         scratch[_S_TURNOVER, s] = turnover
 
 
@@ -175,52 +176,48 @@ def _market(values, counters, close, scratch, status, market, market_counters, w
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _extreme(ring, seen, window, sign):
-    """Scan the last ``window`` candles for the highest ``sign * value``: (its value, the number of its candle)."""
-    first = max(seen - window + 1, 0)
-    at = first
-    best = ring[first % _RING]
-    for k in range(first + 1, seen + 1):
-        value = ring[k % _RING]
-        if sign * value >= sign * best:
-            best = value
-            at = k
-    return best, at
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _push(values, counters, s, ring, head, k, value):
+    """Take candle ``k`` into the deque of those that can still become the maximum: (slot of max 24, slot of max 168).
+
+    The deque falls from head to tail (a candle that is not above a later one can never be the maximum again), so one
+    deque serves both windows: the head is the maximum of 168 candles, the first one young enough is that of 24.
+    Amortised one comparison per candle, and exact.
+    """
+    first, middle, tail = counters[s, head], counters[s, head + 1], counters[s, head + 2]
+    if tail > first and values[s, ring + _RING + first % _RING] <= k - _RING:
+        first += 1
+    while tail > first and values[s, ring + (tail - 1) % _RING] <= value:
+        tail -= 1
+    values[s, ring + tail % _RING] = value
+    values[s, ring + _RING + tail % _RING] = k
+    middle = min(max(middle, first), tail)
+    while values[s, ring + _RING + middle % _RING] <= k - _DAY:
+        middle += 1
+    counters[s, head], counters[s, head + 1], counters[s, head + 2] = first, middle, tail + 1
+    return ring + middle % _RING, ring + first % _RING
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _channel(v, n, k, h, l):
-    """Maintain highest high and lowest low over 24 and 168 candles; a scan is needed only when an extreme drops out."""
-    ring = k % _RING
-    v[_HIGHS + ring] = h
-    v[_LOWS + ring] = l
-    highs = v[_HIGHS : _HIGHS + _RING]
-    lows = v[_LOWS : _LOWS + _RING]
-    if k == 0 or h >= v[_HIGH_24]:
-        v[_HIGH_24] = h
-        n[_AT_HIGH_24] = k
-    elif k - n[_AT_HIGH_24] >= _DAY:
-        v[_HIGH_24], n[_AT_HIGH_24] = _extreme(highs, k, _DAY, 1.0)
-    if k == 0 or h >= v[_HIGH_168]:
-        v[_HIGH_168] = h
-        n[_AT_HIGH_168] = k
-    elif k - n[_AT_HIGH_168] >= _RING:
-        v[_HIGH_168], n[_AT_HIGH_168] = _extreme(highs, k, _RING, 1.0)
-    if k == 0 or l <= v[_LOW_24]:
-        v[_LOW_24] = l
-        n[_AT_LOW_24] = k
-    elif k - n[_AT_LOW_24] >= _DAY:
-        v[_LOW_24], n[_AT_LOW_24] = _extreme(lows, k, _DAY, -1.0)
-    if k == 0 or l <= v[_LOW_168]:
-        v[_LOW_168] = l
-        n[_AT_LOW_168] = k
-    elif k - n[_AT_LOW_168] >= _RING:
-        v[_LOW_168], n[_AT_LOW_168] = _extreme(lows, k, _RING, -1.0)
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _channel(values, counters, s, k, h, l, c, per_close, out):
+    """Donchian channels over 24 and 168 candles. The lower side is the maximum of the negated lows."""
+    high_24, high_168 = _push(values, counters, s, _HIGHS, _HIGH_HEAD, k, h)
+    low_24, low_168 = _push(values, counters, s, _LOWS, _LOW_HEAD, k, -l)
+    low = -values[s, low_24]
+    width = values[s, high_24] - low
+    out[s, DONCHIAN_WIDTH_24] = width * per_close
+    if width > 0.0:
+        out[s, DONCHIAN_POSITION] = (c - low) / width
+    low = -values[s, low_168]
+    width = values[s, high_168] - low
+    if width > 0.0:
+        out[s, DONCHIAN_POSITION_168] = (c - low) / width
+    out[s, BARS_SINCE_HIGH_168] = (k - values[s, high_168 + _RING]) * _PER_RING
+    out[s, BARS_SINCE_LOW_168] = (k - values[s, low_168 + _RING]) * _PER_RING
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _bands(v, k, c, out):
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _bands(values, s, k, c, per_close, out):
     """Bollinger bands from running sums of deviations from an anchor price.
 
     Each time the ring has gone round, the newest close becomes the anchor and the sums are taken again from the ring:
@@ -228,200 +225,179 @@ def _bands(v, k, c, out):
     """
     slot = k % _BAND
     if slot == 0:
-        v[_CLOSES] = c
-        v[_ANCHOR] = c
-        v[_ANCHOR_INVERSE] = 1.0 / c
+        values[s, _CLOSES] = c
+        values[s, _ANCHOR_INVERSE] = per_close
         total = 0.0
         square = 0.0
         for i in range(min(k + 1, _BAND)):
-            deviation = v[_CLOSES + i] * v[_ANCHOR_INVERSE] - 1.0
+            deviation = values[s, _CLOSES + i] * values[s, _ANCHOR_INVERSE] - 1.0
             total += deviation
             square += deviation * deviation
-        v[_DEVIATION] = total
-        v[_DEVIATION_SQUARE] = square
+        values[s, _DEVIATION] = total
+        values[s, _DEVIATION_SQUARE] = square
     else:
         if k >= _BAND:
-            old = v[_CLOSES + slot] * v[_ANCHOR_INVERSE] - 1.0
-            v[_DEVIATION] -= old
-            v[_DEVIATION_SQUARE] -= old * old
-        new = c * v[_ANCHOR_INVERSE] - 1.0
-        v[_CLOSES + slot] = c
-        v[_DEVIATION] += new
-        v[_DEVIATION_SQUARE] += new * new
+            old = values[s, _CLOSES + slot] * values[s, _ANCHOR_INVERSE] - 1.0
+            values[s, _DEVIATION] -= old
+            values[s, _DEVIATION_SQUARE] -= old * old
+        new = c * values[s, _ANCHOR_INVERSE] - 1.0
+        values[s, _CLOSES + slot] = c
+        values[s, _DEVIATION] += new
+        values[s, _DEVIATION_SQUARE] += new * new
     if k < _BAND - 1:
         return
-    mean = v[_DEVIATION] / _BAND
-    variance = v[_DEVIATION_SQUARE] / _BAND - mean * mean
+    mean = values[s, _DEVIATION] * _PER_BAND
+    variance = values[s, _DEVIATION_SQUARE] * _PER_BAND - mean * mean
     middle = 1.0 + mean
     deviation = math.sqrt(max(variance, 0.0))
     if deviation > _STILL * middle:
-        out[BOLLINGER_WIDTH_20] = 4.0 * deviation / middle
-        out[BOLLINGER_POSITION_20] = (c * v[_ANCHOR_INVERSE] - middle) / (4.0 * deviation) + 0.5
+        width = 4.0 * deviation
+        out[s, BOLLINGER_WIDTH_20] = width / middle
+        out[s, BOLLINGER_POSITION_20] = (c * values[s, _ANCHOR_INVERSE] - middle) / width + 0.5
     else:
-        out[BOLLINGER_WIDTH_20] = 0.0
+        out[s, BOLLINGER_WIDTH_20] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _volume(v, at, value, weight, out, column):
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _volume(values, s, at, value, weight, out, column):
     """Write the z-score of ``value`` against the state before it, then advance that state."""
-    delta = value - v[at]
-    deviation = math.sqrt(v[at + 1])
+    delta = value - values[s, at]
+    deviation = math.sqrt(values[s, at + 1])
     if deviation > _STILL:
-        out[column] = delta / deviation
-    v[at] += weight * delta
-    v[at + 1] = (1.0 - weight) * (v[at + 1] + weight * delta * delta)
+        out[s, column] = delta / deviation
+    values[s, at] += weight * delta
+    values[s, at + 1] = (1.0 - weight) * (values[s, at + 1] + weight * delta * delta)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _movement(v, k, w0, h, l, c, change, out):
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _movement(values, s, w0, h, l, c, per_close, change, out):
     """Features of changes from candle to candle; ``w0`` is 1 / the number of changes seen."""
     wilder = max(w0, _A_WILDER)
-    move = c - v[_CLOSE]
-    v[_GAIN] = _mean(v[_GAIN], max(move, 0.0), wilder)
-    v[_LOSS] = _mean(v[_LOSS], max(-move, 0.0), wilder)
-    moved = v[_GAIN] + v[_LOSS]
+    move = c - values[s, _CLOSE]
+    values[s, _GAIN] = _mean(values[s, _GAIN], max(move, 0.0), wilder)
+    values[s, _LOSS] = _mean(values[s, _LOSS], max(-move, 0.0), wilder)
+    moved = values[s, _GAIN] + values[s, _LOSS]
     if moved > _STILL * c:
-        out[RSI_14] = 100.0 * v[_GAIN] / moved
+        out[s, RSI_14] = 100.0 * values[s, _GAIN] / moved
 
-    v[_ATR] = _mean(v[_ATR], max(h, v[_CLOSE]) - min(l, v[_CLOSE]), wilder)
-    out[ATR_PCT] = v[_ATR] / c
-    up = h - v[_HIGH]
-    down = v[_LOW] - l
-    v[_PLUS] = _mean(v[_PLUS], up if up > down and up > 0.0 else 0.0, wilder)
-    v[_MINUS] = _mean(v[_MINUS], down if down > up and down > 0.0 else 0.0, wilder)
-    if v[_ATR] > _STILL * c:
-        out[RANGE_ATR] = (h - l) / v[_ATR]
-        out[MACD_HIST] = (v[_EMA_12] - v[_EMA_26] - v[_MACD_SIGNAL]) / v[_ATR]
-        out[DI_DIFFERENCE_14] = 100.0 * (v[_PLUS] - v[_MINUS]) / v[_ATR]
-        directed = v[_PLUS] + v[_MINUS]
+    values[s, _ATR] = _mean(values[s, _ATR], max(h, values[s, _CLOSE]) - min(l, values[s, _CLOSE]), wilder)
+    out[s, ATR_PCT] = values[s, _ATR] * per_close
+    up = h - values[s, _HIGH]
+    down = values[s, _LOW] - l
+    values[s, _PLUS] = _mean(values[s, _PLUS], up if up > down and up > 0.0 else 0.0, wilder)
+    values[s, _MINUS] = _mean(values[s, _MINUS], down if down > up and down > 0.0 else 0.0, wilder)
+    if values[s, _ATR] > _STILL * c:
+        per_atr = 1.0 / values[s, _ATR]
+        out[s, RANGE_ATR] = (h - l) * per_atr
+        out[s, MACD_HIST] = (values[s, _EMA_12] - values[s, _EMA_26] - values[s, _MACD_SIGNAL]) * per_atr
+        out[s, DI_DIFFERENCE_14] = 100.0 * (values[s, _PLUS] - values[s, _MINUS]) * per_atr
+        directed = values[s, _PLUS] + values[s, _MINUS]
         if directed > 0.0:
-            v[_ADX] = _mean(v[_ADX], 100.0 * abs(v[_PLUS] - v[_MINUS]) / directed, wilder)
-        out[ADX_14] = v[_ADX]
+            values[s, _ADX] = _mean(
+                values[s, _ADX], 100.0 * abs(values[s, _PLUS] - values[s, _MINUS]) / directed, wilder
+            )
+        out[s, ADX_14] = values[s, _ADX]
 
     square = change * change
-    v[_SQUARE_24] = _mean(v[_SQUARE_24], square, max(w0, _A_24))
-    v[_SQUARE_48] = _mean(v[_SQUARE_48], square, max(w0, _A_48))
-    v[_SQUARE_168] = _mean(v[_SQUARE_168], square, max(w0, _A_168))
-    v[_DRIFT] = _mean(v[_DRIFT], change, max(w0, _A_24))
-    v[_PATH] = _mean(v[_PATH], abs(change), max(w0, _A_24))
-    v[_LAGGED] = _mean(v[_LAGGED], change * v[_RETURN], max(w0, _A_48))
-    v[_RETURN] = change
-    out[RETURN_1] = change
-    out[VOLATILITY_24] = math.sqrt(v[_SQUARE_24])
-    out[VOLATILITY_168] = math.sqrt(v[_SQUARE_168])
-    if v[_PATH] > _STILL:
-        out[VOLATILITY_RATIO] = math.sqrt(v[_SQUARE_24] / v[_SQUARE_168])
-        out[EFFICIENCY_24] = v[_DRIFT] / v[_PATH]
-        out[AUTOCORRELATION_48] = v[_LAGGED] / v[_SQUARE_48]
+    values[s, _SQUARE_24] = _mean(values[s, _SQUARE_24], square, max(w0, _A_24))
+    values[s, _SQUARE_48] = _mean(values[s, _SQUARE_48], square, max(w0, _A_48))
+    values[s, _SQUARE_168] = _mean(values[s, _SQUARE_168], square, max(w0, _A_168))
+    values[s, _DRIFT] = _mean(values[s, _DRIFT], change, max(w0, _A_24))
+    values[s, _PATH] = _mean(values[s, _PATH], abs(change), max(w0, _A_24))
+    values[s, _LAGGED] = _mean(values[s, _LAGGED], change * values[s, _RETURN], max(w0, _A_48))
+    values[s, _RETURN] = change
+    out[s, RETURN_1] = change
+    out[s, VOLATILITY_24] = math.sqrt(values[s, _SQUARE_24])
+    out[s, VOLATILITY_168] = math.sqrt(values[s, _SQUARE_168])
+    if values[s, _PATH] > _STILL:
+        out[s, VOLATILITY_RATIO] = math.sqrt(values[s, _SQUARE_24] / values[s, _SQUARE_168])
+        out[s, EFFICIENCY_24] = values[s, _DRIFT] / values[s, _PATH]
+        out[s, AUTOCORRELATION_48] = values[s, _LAGGED] / values[s, _SQUARE_48]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _residuals(v, n, k, linked, change, level, market_return, warmup, out):
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _residuals(values, counters, s, k, linked, change, level, market_return, warmup, out):
     """Beta and what the market does not explain. The ring of levels gives the market over the symbol's own candles."""
     slot = _LEVELS + k % _DAY
-    level_before = v[slot]
-    v[slot] = level
+    level_before = values[s, slot]
+    values[s, slot] = level
     has_market = market_return == market_return
-    ready = has_market and v[_MARKET_SQUARE] > 0.0 and n[_MARKET_SEEN] >= warmup[BETA_168]
+    ready = has_market and values[s, _MARKET_SQUARE] > 0.0 and counters[s, _MARKET_SEEN] >= warmup[BETA_168]
     if ready and k > 0:
-        beta = v[_MARKET_PRODUCT] / v[_MARKET_SQUARE]
+        beta = values[s, _MARKET_PRODUCT] / values[s, _MARKET_SQUARE]
         if linked:
-            out[RESIDUAL_RETURN_1] = change - beta * market_return
+            out[s, RESIDUAL_RETURN_1] = change - beta * market_return
         if k >= _DAY:
-            out[RESIDUAL_RETURN_24] = out[RETURN_24] - beta * ((level - level_before) / _FIXED_POINT)
+            out[s, RESIDUAL_RETURN_24] = out[s, RETURN_24] - beta * ((level - level_before) / _FIXED_POINT)
     if linked and has_market:
-        n[_MARKET_SEEN] += 1
-        weight = max(1.0 / n[_MARKET_SEEN], _A_168)
-        v[_MARKET_PRODUCT] = _mean(v[_MARKET_PRODUCT], change * market_return, weight)
-        v[_MARKET_SQUARE] = _mean(v[_MARKET_SQUARE], market_return * market_return, weight)
-    if has_market and v[_MARKET_SQUARE] > 0.0 and n[_MARKET_SEEN] >= warmup[BETA_168]:
-        out[BETA_168] = v[_MARKET_PRODUCT] / v[_MARKET_SQUARE]
+        counters[s, _MARKET_SEEN] += 1
+        weight = max(1.0 / counters[s, _MARKET_SEEN], _A_168)
+        values[s, _MARKET_PRODUCT] = _mean(values[s, _MARKET_PRODUCT], change * market_return, weight)
+        values[s, _MARKET_SQUARE] = _mean(values[s, _MARKET_SQUARE], market_return * market_return, weight)
+    if has_market and values[s, _MARKET_SQUARE] > 0.0 and counters[s, _MARKET_SEEN] >= warmup[BETA_168]:
+        out[s, BETA_168] = values[s, _MARKET_PRODUCT] / values[s, _MARKET_SQUARE]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _symbol(v, n, o, h, l, c, funding, log_close, change, log_range, log_turnover, turnover, out):
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _symbol(values, counters, s, k, o, h, l, c, funding, log_close, change, log_range, log_turnover, turnover, out):
     """Advance one symbol by one good candle and write the features that depend on it alone."""
-    k = n[_SEEN]  # the number of candles before this one, and so this candle's number
     w1 = 1.0 / (k + 1)
-    v[_EMA_12] = _mean(v[_EMA_12], c, max(w1, _A_12))
-    v[_EMA_26] = _mean(v[_EMA_26], c, max(w1, _A_26))
-    v[_EMA_48] = _mean(v[_EMA_48], c, max(w1, _A_48))
-    v[_EMA_168] = _mean(v[_EMA_168], c, max(w1, _A_168))
-    v[_MACD_SIGNAL] = _mean(v[_MACD_SIGNAL], v[_EMA_12] - v[_EMA_26], max(w1, _A_9))
-    out[EMA_RATIO] = v[_EMA_12] / v[_EMA_48] - 1.0
-    out[EMA_RATIO_LONG] = v[_EMA_48] / v[_EMA_168] - 1.0
+    per_close = 1.0 / c
+    values[s, _EMA_12] = _mean(values[s, _EMA_12], c, max(w1, _A_12))
+    values[s, _EMA_26] = _mean(values[s, _EMA_26], c, max(w1, _A_26))
+    values[s, _EMA_48] = _mean(values[s, _EMA_48], c, max(w1, _A_48))
+    values[s, _EMA_168] = _mean(values[s, _EMA_168], c, max(w1, _A_168))
+    values[s, _MACD_SIGNAL] = _mean(values[s, _MACD_SIGNAL], values[s, _EMA_12] - values[s, _EMA_26], max(w1, _A_9))
+    out[s, EMA_RATIO] = values[s, _EMA_12] / values[s, _EMA_48] - 1.0
+    out[s, EMA_RATIO_LONG] = values[s, _EMA_48] / values[s, _EMA_168] - 1.0
 
     if k > 0:
-        _movement(v, k, 1.0 / k, h, l, c, change, out)
-        ring = v[_LOGS : _LOGS + _RING]
+        _movement(values, s, 1.0 / k, h, l, c, per_close, change, out)
         if k >= 4:
-            out[RETURN_4] = log_close - ring[(k - 4) % _RING]
+            out[s, RETURN_4] = log_close - values[s, _LOGS + (k - 4) % _RING]
         if k >= 12:
-            out[RETURN_12] = log_close - ring[(k - 12) % _RING]
+            out[s, RETURN_12] = log_close - values[s, _LOGS + (k - 12) % _RING]
         if k >= 24:
-            out[RETURN_24] = log_close - ring[(k - 24) % _RING]
+            out[s, RETURN_24] = log_close - values[s, _LOGS + (k - 24) % _RING]
         if k >= 72:
-            out[RETURN_72] = log_close - ring[(k - 72) % _RING]
+            out[s, RETURN_72] = log_close - values[s, _LOGS + (k - 72) % _RING]
         if k >= _RING:
-            out[RETURN_168] = log_close - ring[k % _RING]
-    v[_LOGS + k % _RING] = log_close
-    v[_CLOSE] = c
-    v[_HIGH] = h
-    v[_LOW] = l
-    v[_LOG_CLOSE] = log_close
+            out[s, RETURN_168] = log_close - values[s, _LOGS + k % _RING]
+    values[s, _LOGS + k % _RING] = log_close
+    values[s, _CLOSE] = c
+    values[s, _HIGH] = h
+    values[s, _LOW] = l
+    values[s, _LOG_CLOSE] = log_close
 
-    _bands(v, k, c, out)
-    v[_RANGE_SQUARE] = _mean(v[_RANGE_SQUARE], log_range * log_range, max(w1, _A_24))
-    out[RANGE_VOLATILITY_24] = math.sqrt(v[_RANGE_SQUARE] * _PARKINSON)
-    _volume(v, _VOLUME_24, log_turnover, max(w1, _A_24), out, VOLUME_ZSCORE_24)
-    _volume(v, _VOLUME_168, log_turnover, max(w1, _A_168), out, VOLUME_ZSCORE_168)
+    _bands(values, s, k, c, per_close, out)
+    values[s, _RANGE_SQUARE] = _mean(values[s, _RANGE_SQUARE], log_range * log_range, max(w1, _A_24))
+    out[s, RANGE_VOLATILITY_24] = math.sqrt(values[s, _RANGE_SQUARE] * _PARKINSON)
+    _volume(values, s, _VOLUME_24, log_turnover, max(w1, _A_24), out, VOLUME_ZSCORE_24)
+    _volume(values, s, _VOLUME_168, log_turnover, max(w1, _A_168), out, VOLUME_ZSCORE_168)
     span = h - l
     pressure = 0.0
     if span > 0.0:
         inverse = 1.0 / span
         pressure = (2.0 * c - h - l) * inverse
-        out[CANDLE_BODY] = (c - o) * inverse
-        out[UPPER_WICK] = (h - max(o, c)) * inverse
-    v[_FLOW] = _mean(v[_FLOW], pressure * turnover, max(w1, _A_24))
-    v[_TURNOVER] = _mean(v[_TURNOVER], turnover, max(w1, _A_24))
-    if v[_TURNOVER] > 0.0:
-        out[MONEY_FLOW_24] = v[_FLOW] / v[_TURNOVER]
+        out[s, CANDLE_BODY] = (c - o) * inverse
+        out[s, UPPER_WICK] = (h - max(o, c)) * inverse
+    values[s, _FLOW] = _mean(values[s, _FLOW], pressure * turnover, max(w1, _A_24))
+    values[s, _TURNOVER] = _mean(values[s, _TURNOVER], turnover, max(w1, _A_24))
+    if values[s, _TURNOVER] > 0.0:
+        out[s, MONEY_FLOW_24] = values[s, _FLOW] / values[s, _TURNOVER]
 
-    _channel(v, n, k, h, l)
-    width = v[_HIGH_24] - v[_LOW_24]
-    out[DONCHIAN_WIDTH_24] = width / c
-    if width > 0.0:
-        out[DONCHIAN_POSITION] = (c - v[_LOW_24]) / width
-    width = v[_HIGH_168] - v[_LOW_168]
-    if width > 0.0:
-        out[DONCHIAN_POSITION_168] = (c - v[_LOW_168]) / width
-    out[BARS_SINCE_HIGH_168] = (k - n[_AT_HIGH_168]) / _RING
-    out[BARS_SINCE_LOW_168] = (k - n[_AT_LOW_168]) / _RING
-
-    if n[_FUNDED] > 0 or funding != 0.0:
-        n[_FUNDED] += 1
+    _channel(values, counters, s, k, h, l, c, per_close, out)
+    if counters[s, _FUNDED] > 0 or funding != 0.0:
+        counters[s, _FUNDED] += 1
         if funding != 0.0:
-            v[_FUNDING] = funding
-        v[_FUNDING_MEAN] = _mean(v[_FUNDING_MEAN], funding, max(1.0 / n[_FUNDED], _A_168))
-        out[FUNDING_RATE] = v[_FUNDING]
-    n[_SEEN] = k + 1
+            values[s, _FUNDING] = funding
+        values[s, _FUNDING_MEAN] = _mean(values[s, _FUNDING_MEAN], funding, max(1.0 / counters[s, _FUNDED], _A_168))
+        out[s, FUNDING_RATE] = values[s, _FUNDING]
+    counters[s, _SEEN] = k + 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _hide_unsettled(n, warmup, longest, out):
-    """Replace what is still warming up by NaN."""
-    seen = n[_SEEN]
-    if seen < longest:
-        for f in range(RETURN_1, FUNDING_RATE):
-            if seen < warmup[f]:
-                out[f] = np.nan
-    if n[_FUNDED] > 0 and n[_FUNDED] >= warmup[FUNDING_MEAN_168]:
-        return True
-    return False
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _rank(out, source, target, keys, swap, counts):
+def _rank(out, bits, source, target, keys, swap, counts):
     """Write percentile ranks of column ``source`` to column ``target``; ties share their mean rank, NaN has none.
 
     A radix sort of (order-preserving bits of the float32, symbol): four passes of counting, a third of the cost of
@@ -429,13 +405,10 @@ def _rank(out, source, target, keys, swap, counts):
     """
     n = 0
     counts[:] = 0
-    column = np.empty(1, dtype=np.float32)
-    bits = column.view(np.uint32)
     for s in range(out.shape[0]):
-        column[0] = out[s, source] + np.float32(0.0)  # -0.0 and 0.0 are a tie
-        if column[0] != column[0]:
+        if out[s, source] != out[s, source]:
             continue
-        b = np.uint64(bits[0])
+        b = np.uint64(bits[s, source]) if out[s, source] != 0.0 else np.uint64(0)  # -0.0 and 0.0 are a tie
         b = b ^ np.uint64(0xFFFFFFFF) if b & np.uint64(0x80000000) else b | np.uint64(0x80000000)
         keys[n] = (b << np.uint64(32)) | np.uint64(s)
         n += 1
@@ -486,34 +459,38 @@ def step_rows(
         market_return = _market(values, counters, close, scratch, status, market, market_counters, warmup, market_row)
     level = float(market_counters[_M_LEVEL])
     for s in range(close.shape[0]):
-        row = out[s]
-        row[:] = np.nan
+        for f in range(out.shape[1]):
+            out[s, f] = np.nan
         if status[s] == _MISSING:
             continue
-        v = values[s]
-        n = counters[s]
+        k = counters[s, _SEEN]  # the number of candles before this one, and so this candle's number
         change = scratch[_S_RETURN, s]
-        k = n[_SEEN]
         _symbol(
-            v, n, open_[s], high[s], low[s], close[s], funding[s], scratch[_S_LOG_CLOSE, s], change,
-            scratch[_S_LOG_RANGE, s], scratch[_S_LOG_TURNOVER, s], scratch[_S_TURNOVER, s], row,
+            values, counters, s, k, open_[s], high[s], low[s], close[s], funding[s], scratch[_S_LOG_CLOSE, s], change,
+            scratch[_S_LOG_RANGE, s], scratch[_S_LOG_TURNOVER, s], scratch[_S_TURNOVER, s], out,
         )  # fmt: skip
         if market_wide:
-            _residuals(v, n, k, status[s] == _LINKED, change, level, market_return, warmup, row)
-            row[MARKET_RETURN_1] = market_row[0]
-            row[MARKET_RETURN_24] = market_row[1]
-            row[MARKET_VOLATILITY_24] = market_row[2]
-            row[MARKET_BREADTH] = market_row[3]
-        if _hide_unsettled(n, warmup, longest, row):
-            row[FUNDING_MEAN_168] = v[_FUNDING_MEAN]
-        row[HOUR_SIN] = hour_sin
-        row[HOUR_COS] = hour_cos
-        row[WEEKDAY_SIN] = weekday_sin
-        row[WEEKDAY_COS] = weekday_cos
+            linked = status[s] == _LINKED
+            _residuals(values, counters, s, k, linked, change, level, market_return, warmup, out)
+            out[s, MARKET_RETURN_1] = market_row[0]
+            out[s, MARKET_RETURN_24] = market_row[1]
+            out[s, MARKET_VOLATILITY_24] = market_row[2]
+            out[s, MARKET_BREADTH] = market_row[3]
+        if k + 1 < longest:
+            for f in range(FUNDING_RATE):
+                if k + 1 < warmup[f]:
+                    out[s, f] = np.nan
+        if counters[s, _FUNDED] >= warmup[FUNDING_MEAN_168]:
+            out[s, FUNDING_MEAN_168] = values[s, _FUNDING_MEAN]
+        out[s, HOUR_SIN] = hour_sin
+        out[s, HOUR_COS] = hour_cos
+        out[s, WEEKDAY_SIN] = weekday_sin
+        out[s, WEEKDAY_COS] = weekday_cos
     if market_wide:
-        _rank(out, RETURN_24, RETURN_24_RANK, keys, swap, counts)
-        _rank(out, VOLATILITY_24, VOLATILITY_24_RANK, keys, swap, counts)
-        _rank(out, VOLUME_ZSCORE_24, VOLUME_ZSCORE_24_RANK, keys, swap, counts)
+        bits = out.view(np.uint32)
+        _rank(out, bits, RETURN_24, RETURN_24_RANK, keys, swap, counts)
+        _rank(out, bits, VOLATILITY_24, VOLATILITY_24_RANK, keys, swap, counts)
+        _rank(out, bits, VOLUME_ZSCORE_24, VOLUME_ZSCORE_24_RANK, keys, swap, counts)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

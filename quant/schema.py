@@ -36,7 +36,7 @@ _START_WEIGHT = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """One feature. ``warmup`` is the number of candles of the symbol after which it is defined (the first row counts)."""
+    """One feature. ``warmup`` is the number of the symbol's first candle on which it is defined."""
 
     name: str
     formula: str

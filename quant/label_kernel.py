@@ -1,0 +1,109 @@
+"""The compiled loops behind ``quant.labels``, which says what they compute."""
+
+# numba infers the types of compiled functions.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import numpy as np
+from numba import njit
+
+from quant.labels import STOP, TARGET, TIME
+
+
+def warm_cache() -> None:
+    """Compile the loops and store them on disk."""
+    grid = np.full((2, 1), np.nan)
+    side = np.zeros((2, 1), dtype=np.int8)
+    n32, n8, n64 = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8), np.empty(0)
+    for atr in (grid, grid.astype(np.float32)):
+        walk(grid, grid, grid, grid, grid, side, atr, 2.0, 1.5, 1, 0.0, n32, n32, n8, n32, n64, n8, n8)
+    weigh(np.empty(0, dtype=np.intp), n32, n32, n32, 0, n64)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def walk(
+    open_, high, low, close, funding, side, atr_pct, profit_take, stop_loss, horizon, cost,
+    t_index, s_index, sides, t1_index, net_return, label, touch,
+):  # fmt: skip
+    """Walk each sample's path; return the number of samples written."""
+    n_times, n_symbols = side.shape
+    count = 0
+    # Row by row: neighbouring symbols share cache lines, and the rows of one horizon stay in the cache.
+    for t in range(n_times - horizon):
+        for s in range(n_symbols):
+            if side[t, s] == 0:
+                continue
+            direction = 1.0 if side[t, s] > 0 else -1.0
+            entry = close[t, s]
+            width = entry * atr_pct[t, s]
+            last = close[t + horizon, s]
+            if not (width > 0.0 and last == last):
+                continue
+            target = entry + direction * profit_take * width
+            stop = entry - direction * stop_loss * width
+            end = t + horizon
+            price = last
+            reached = TIME
+            for j in range(t + 1, t + horizon + 1):
+                # NaN compares false: a missing candle touches nothing.
+                if direction > 0.0:
+                    stopped = low[j, s] <= stop
+                    won = high[j, s] >= target
+                else:
+                    stopped = high[j, s] >= stop
+                    won = low[j, s] <= target
+                if stopped:
+                    price = min(stop, open_[j, s]) if direction > 0.0 else max(stop, open_[j, s])
+                    reached = STOP
+                    end = j
+                    break
+                if won:
+                    price = target
+                    reached = TARGET
+                    end = j
+                    break
+            ratio = price / entry
+            paid = 0.0
+            mark = entry
+            for j in range(t + 1, end + 1):
+                if j > t + 1 and funding[j, s] != 0.0:
+                    due = open_[j, s]
+                    paid += direction * funding[j, s] * (due if due == due else mark) / entry
+                if close[j, s] == close[j, s]:
+                    mark = close[j, s]
+            net = direction * (ratio - 1.0) - cost * (1.0 + ratio) - paid
+            t_index[count] = t
+            s_index[count] = s
+            sides[count] = 1 if direction > 0.0 else -1
+            t1_index[count] = end
+            net_return[count] = net
+            label[count] = 1 if net > 0.0 else 0
+            touch[count] = reached
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def weigh(order, s_index, t_index, t1_index, n_times, weights):
+    """Average uniqueness, one symbol after the other; ``order`` lists the samples by symbol."""
+    alive = np.zeros(n_times + 2, dtype=np.int64)
+    inverse_sum = np.zeros(n_times + 2, dtype=np.float64)
+    begin = 0
+    while begin < len(order):
+        end = begin
+        symbol = s_index[order[begin]]
+        alive[:] = 0
+        while end < len(order) and s_index[order[end]] == symbol:
+            alive[t_index[order[end]] + 1] += 1
+            alive[t1_index[order[end]] + 1] -= 1
+            end += 1
+        now = 0
+        total = 0.0
+        for t in range(n_times):
+            now += alive[t]
+            if now > 0:
+                total += 1.0 / now
+            inverse_sum[t + 1] = total
+        for i in range(begin, end):
+            first, last = t_index[order[i]] + 1, t1_index[order[i]]
+            weights[order[i]] = (inverse_sum[last + 1] - inverse_sum[first]) / (last - first + 1)
+        begin = end
