@@ -52,15 +52,18 @@ class Replayer:
         hour = self._data.now_ms() // _PROBE_EVERY_MS
         probed = self._timeframes.get(symbol)
         if probed is None or probed[0] != hour:
-            probed = self._timeframes[symbol] = (hour, self._finest(symbol))
+            known = None if probed is None else probed[1]
+            probed = self._timeframes[symbol] = (hour, self._finest(symbol) or known)
         return probed[1]
 
     def _finest(self, symbol: str) -> str | None:
-        now = self._data.now_ms()
+        since = self._data.now_ms() - _PROBE_WINDOW_MS
+        cursor = self._book.cursors.get(symbol)
+        if cursor is not None:  # what an account waits for may have ended long ago
+            since = min(since, cursor.matched_until_ms - _PROBE_WINDOW_MS)
         for timeframe in _TIMEFRAMES:
             if timeframe not in self._data.capabilities.timeframes:
                 continue
-            since = now - _PROBE_WINDOW_MS
             try:
                 if len(self._data.candles(symbol, timeframe, since, _PROBE_CANDLES)):
                     return timeframe
@@ -70,6 +73,16 @@ class Replayer:
 
     def last_close(self, symbol: str) -> Decimal | None:
         """Close of the last candle that was matched, for a symbol that has no ticker now."""
+        cursor = self._book.cursors.get(symbol)
+        timeframe = self.timeframe_of(symbol)
+        if symbol not in self._closes and cursor is not None and timeframe is not None:
+            try:
+                since = cursor.matched_until_ms - timeframe_ms(timeframe)
+                candles = self._data.candles(symbol, timeframe, since, 1)
+            except MarketDataError:
+                return None
+            if len(candles):
+                self._closes[symbol] = Decimal(repr(float(candles.close[0])))
         return self._closes.get(symbol)
 
     def start(self, symbol: str, now: int) -> None:
@@ -192,5 +205,5 @@ class Replayer:
             if order.symbol == symbol:
                 self._book.update_order(replace(order, status="expired"))
         if symbol in self._book.positions:
-            price = self._closes.get(symbol, self._book.holding(symbol).entry_price)
-            self._book.settle(symbol, price, now)
+            price = self.last_close(symbol)
+            self._book.settle(symbol, self._book.holding(symbol).entry_price if price is None else price, now)

@@ -153,8 +153,8 @@ def test_turnover_follows_volatility() -> None:
 def walk_forward_t(*, learnable: bool, seed: int) -> float:
     """t-statistic of the information coefficient of a ridge regression, fitted on the past, tested on the future.
 
-    Features: momentum over several windows, plain and times relative turnover. Target: the next 12 hours' return. Scores
-    are summed over the symbols and by blocks of two days: neither overlap nor the market factor counts twice.
+    Features: momentum over several windows, plain and times relative turnover. Target: the next 12 hours' return.
+    Scores are summed over the symbols and by blocks of two days: neither overlap nor the market factor counts twice.
     """
     world = World(seed=seed, specs=Roster(seed, 20, specials=False).permanent(), learnable=learnable)
     bars = world.bars(np.arange(20), GENESIS_DAY + 1_000, 365)
