@@ -28,6 +28,9 @@ from training_app.models import ActiveModel, ModelArtifact, TrainingRun
 
 if TYPE_CHECKING:
     from quant.model import MetaModel
+    from quant.pipeline import TrainingResult
+
+    Trainer = Callable[..., TrainingResult]
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +98,9 @@ class Pulse:
         # A new stage is written at once, so that a person sees it; within a stage the pace of the lease decides.
         if new_stage or (self._thread is None and now - self._sent_at >= self._interval):
             line = f"{clock.real_now():%Y-%m-%d %H:%M:%S} attempt {self.claim.attempt}: {stage}" if new_stage else ""
-            services.heartbeat(self.claim, progress, stage, line=line)
+            self._send(line)
+            if self._lost:
+                raise RunLost(self._lost)
             self._sent_at = now
 
     def _beat(self) -> None:
@@ -111,15 +116,18 @@ class Pulse:
         if clock.monotonic() - self._reported_at > self._stalled_after:
             log.warning("training_stalled", run=self.claim.run_id, stage=self._stage)
         else:
-            try:
-                services.heartbeat(self.claim, self._progress, self._stage)
-            except RunLost as error:
-                self._lost = str(error)
-            except DatabaseError as error:  # it may come back before the lease ends
-                log.warning("heartbeat_failed", run=self.claim.run_id, error=str(error))
-                connection.close()
+            self._send()
         if not self._lost and not self.claim.locally_valid():
             self._lost = f"run {self.claim.run_id}: no heartbeat was confirmed before the lease ended"
+
+    def _send(self, line: str = "") -> None:
+        try:
+            services.heartbeat(self.claim, self._progress, self._stage, line=line)
+        except RunLost as error:
+            self._lost = str(error)
+        except DatabaseError as error:  # it may come back before the lease ends; if not, the lease decides
+            log.warning("heartbeat_failed", run=self.claim.run_id, error=str(error))
+            connection.close()
 
 
 def execute(
@@ -129,11 +137,13 @@ def execute(
     threaded: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_lost: Callable[[], None] = lambda: None,
+    trainer: Trainer | None = None,
 ) -> Execution | None:
     """Claim the run and bring it to an end; None when there was nothing to claim (T10).
 
     Every error of the training ends in the row: with attempts left the run waits and is tried again, otherwise its
-    symbols get their verdicts. Raises RunLost only when somebody else has the run: its files are removed by then.
+    symbols get their verdicts. The soak passes a `trainer` that fails on purpose in place of `quant.pipeline.train`.
+    Raises RunLost only when somebody else has the run: its files are removed by then.
     """
     claim = services.claim(run_id, owner)
     if claim is None:
@@ -145,7 +155,7 @@ def execute(
         return Execution(run_id, RunState.CANCELLED, "settings changed since it was requested")
     with Pulse(claim, threaded=threaded, stop=stop, on_lost=on_lost) as pulse:
         try:
-            artifact = _train_and_publish(claim, run, pulse)
+            artifact = _train_and_publish(claim, run, pulse, trainer)
         except RunLost:
             artifacts.remove_temporary(run.scope, claim.token)
             bound.warning("run_lost")
@@ -162,12 +172,12 @@ def execute(
     return Execution(run_id, RunState(run.state), f"{artifact}: {run.stage}")
 
 
-def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse) -> ModelArtifact:
+def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse, trainer: Trainer | None) -> ModelArtifact:
     from quant.pipeline import train  # LightGBM and numba: for training processes only
 
     pulse.report(0.0, "reading candles")
     panel = read_panel(claim, run)
-    result = train(
+    result = (trainer or train)(
         panel,
         policies.training_spec(),
         progress=pulse.report,
