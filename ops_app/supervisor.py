@@ -52,6 +52,7 @@ class Child:
         self.started = 0.0
         self.next_start = 0.0
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._log_keeper: threading.Thread | None = None
         self._handler = RotatingFileHandler(self.log_path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
 
     def start(self) -> None:
@@ -65,13 +66,24 @@ class Child:
             new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which then stops all in order
         )
         self.started = clock.monotonic()
-        threading.Thread(target=self._keep_log, args=(self.process.stdout,), daemon=True).start()
+        self._log_keeper = threading.Thread(target=self._keep_log, args=(self.process.stdout,), daemon=True)
+        self._log_keeper.start()
 
     def _keep_log(self, stream: IO[bytes]) -> None:
-        for raw in stream:
-            line = raw.decode(errors="replace").rstrip("\n")
-            self.tail.append(line)
-            self._handler.emit(logging.LogRecord(self.program.name, logging.INFO, "", 0, line, None, None))
+        with stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip("\n")
+                self.tail.append(line)
+                self._handler.emit(logging.LogRecord(self.program.name, logging.INFO, "", 0, line, None, None))
+
+    def finish_log(self) -> None:
+        """Wait until all that the dead process has said is written."""
+        if self._log_keeper is not None:
+            self._log_keeper.join(timeout=2.0)
+
+    def close_log(self) -> None:
+        self.finish_log()
+        self._handler.close()
 
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the process and all that it started and that stayed in its session."""
@@ -109,6 +121,7 @@ class Supervisor:
 
     def _bury(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         child.signal_group(signal.SIGKILL)  # what it left behind would work beside its successor
+        child.finish_log()
         child.process = None
         child.failures += 1
         child.restarts += 1
@@ -136,6 +149,7 @@ class Supervisor:
             child.signal_group(signal.SIGKILL)
             if child.process is not None:
                 child.process.wait()
+            child.close_log()
 
 
 def states(supervisor: Supervisor) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,109 @@
+"""Children that die with their parent, stop signals, and the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ops_app import process, supervisor
+from tests.ops.processes import ROOT, alive, wait_until
+
+PARENT = """
+import sys, time; sys.path.insert(0, {root!r})
+from ops_app.process import spawn
+child = spawn([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal; doctor says what is weaker elsewhere")
+def test_q4_a_child_dies_with_a_parent_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT.format(root=str(ROOT))], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive({child})
+        parent.kill()
+        wait_until(lambda: not alive({child}), seconds=5, what="the end of the child")
+
+
+def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ops_app.process import die_with_parent; "
+    ended = subprocess.run(
+        [sys.executable, "-c", code + "die_with_parent(1); import time; time.sleep(60)"], check=False, timeout=10
+    )
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_a_child_listens_to_sigterm_though_its_parent_ignores_it_and_has_its_niceness() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        child = process.spawn(
+            [sys.executable, "-c", "import os, time; print(os.nice(0), flush=True); time.sleep(60)"],
+            nice=3,
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert int(child.stdout.readline()) == os.nice(0) + 3
+        child.terminate()
+        assert child.wait(timeout=5) == -signal.SIGTERM
+        child.stdout.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_signal_asks_and_the_second_forces() -> None:
+    asked: list[bool] = []
+    with process.on_stop(lambda: asked.append(True)):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_supervisor_waits_longer_after_each_death() -> None:
+    assert [supervisor.restart_delay(failures) for failures in (1, 2, 3, 6, 60)] == [1, 2, 4, 30, 30]
+
+
+def shell(name: str, code: str) -> supervisor.Program:
+    return supervisor.Program(name=name, command=[sys.executable, "-c", code])
+
+
+def test_the_supervisor_restarts_what_dies_says_why_and_leaves_no_orphan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "restart_delay", lambda failures: 0.0)
+    said: list[str] = []
+    orphan = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    code = orphan + "print('child', p.pid, flush=True); print('out of luck', flush=True); sys.exit(3)"
+    watched = supervisor.Supervisor([shell("unlucky", code)], log_dir=tmp_path, say=said.append)
+    try:
+        wait_until(lambda: watched.look() or len(said) >= 2, what="two deaths")
+    finally:
+        watched.stop()
+    assert "unlucky ended with exit code 3" in said[0]
+    assert "| out of luck" in said[0]
+    pids = {int(line.split()[1]) for line in (tmp_path / "unlucky.log").read_text().splitlines() if "child" in line}
+    assert len(pids) >= 2
+    wait_until(lambda: not alive(pids), seconds=5, what="no orphans")
+
+
+def test_the_supervisor_kills_what_does_not_listen_when_it_is_forced(tmp_path: Path) -> None:
+    said: list[str] = []
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf = f"{ignore}; print('deaf', flush=True); time.sleep(60)"
+    watched = supervisor.Supervisor([shell("deaf", deaf)], log_dir=tmp_path, say=said.append)
+    watched.look()
+    wait_until(lambda: (tmp_path / "deaf.log").read_text() == "deaf\n", what="its first line")
+    began = time.monotonic()
+    watched.stop(forced=lambda: time.monotonic() - began > 0.3)
+    assert time.monotonic() - began < 5
+    assert said == ["deaf did not stop in time; it is killed."]
+    assert not watched.children[0].running
