@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -151,9 +151,11 @@ def usable_artifact_ids(*, market: str) -> dict[int, ModelArtifact]:
     }
 
 
-def covering_artifacts(*, market: str, ids: Iterable[int] | None = None) -> dict[int, ModelArtifact]:
-    """Return the active artifact that covers each symbol id: two queries."""
-    usable = usable_artifact_ids(market=market)
+def covering_artifacts(
+    *, market: str, ids: Iterable[int] | None = None, usable: Mapping[int, ModelArtifact] | None = None
+) -> dict[int, ModelArtifact]:
+    """Return the active artifact that covers each symbol id: two queries, one when `usable` is known already."""
+    usable = usable_artifact_ids(market=market) if usable is None else usable
     if not usable:
         return {}
     rows = ArtifactSymbol.objects.filter(artifact__in=list(usable))

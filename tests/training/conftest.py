@@ -1,4 +1,4 @@
-"""A simulated clock, a queue that only collects, folders of their own, and results without the minutes of a training."""
+"""A simulated clock, a queue that only collects, folders of their own, and results without the time of a training."""
 
 from __future__ import annotations
 
@@ -147,9 +147,7 @@ def make_result(
 def finish(claim: services.Claim, result: TrainingResult) -> ModelArtifact:
     """Write, verify and publish `result`, as an execution does."""
     scope = TrainingScope.objects.get(pk=claim.scope_id)
-    written = artifacts.write_artifact(
-        result.model, scope=scope, version=claim.run_no, token=claim.token, manifest={}
-    )
+    written = artifacts.write_artifact(result.model, scope=scope, version=claim.run_no, token=claim.token, manifest={})
     draft = services.draft_artifact(claim, result, written)
     artifacts.verify(draft)
     return services.publish(claim, result, draft)
@@ -198,4 +196,3 @@ def stored_market(db: None, settings: Any) -> Callable[..., list[Symbol]]:
         return [SymbolFactory(code=code) for code in candles]
 
     return store
-

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from coverage_app.models import Block
 from ops_app.clock import SimulatedClock
 from ops_app.queue import Message
-from training_app import artifacts, execution, selectors, services
-from training_app.choices import RunState, Verdict
-from training_app.models import ActiveModel, ModelArtifact, RunSymbol
+from training_app import artifacts, execution, services
+from training_app.choices import RunState
+from training_app.models import ModelArtifact, RunSymbol
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("small_training")]
 

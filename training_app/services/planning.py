@@ -14,6 +14,7 @@ from django.db.models import Max
 
 from coverage_app import selectors as coverage_selectors
 from ops_app import clock
+from quant.compatibility import check_compatibility
 from quant.policy import RunCause, RunDecision, ScopeFacts, run_due
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
@@ -109,20 +110,27 @@ def train_now(*, user: AbstractBaseUser | None = None, symbols: Collection[int] 
 
 
 def _read(market: str, now: dt.datetime) -> _Plan:
-    active = {slot.slot: slot for slot in ActiveModel.objects.filter(artifact__scope__market=market)}
-    usable_ids = selectors.usable_artifact_ids(market=market)
+    active = {
+        row.slot: row for row in ActiveModel.objects.filter(artifact__scope__market=market).select_related("artifact")
+    }
+    needs = registry.requirement(market)
+    usable = {
+        slot: row.artifact
+        for slot, row in active.items()
+        if not check_compatibility(needs, registry.facts(row.artifact))
+    }
+    by_id = {artifact.pk: artifact for artifact in usable.values()}
+    open_runs = TrainingRun.objects.filter(scope__market=market, state__in=OPEN_STATES)
     return _Plan(
         market=market,
         now=now,
         ready=dict(coverage_selectors.ready_symbols(market).values_list("pk", "code")),
-        covering=selectors.covering_artifacts(market=market),
+        covering=selectors.covering_artifacts(market=market, usable=by_id),
         in_runs=set(RunSymbol.objects.filter(open=True, symbol__market=market).values_list("symbol_id", flat=True)),
-        open_scopes=set(
-            TrainingRun.objects.filter(scope__market=market, state__in=OPEN_STATES).values_list("scope_id", flat=True)
-        ),
+        open_scopes=set(open_runs.values_list("scope_id", flat=True)),
         pending_slots=set(Activation.objects.filter(state=ActivationState.REQUESTED).values_list("slot", flat=True)),
         active=active,
-        usable={slot: usable_ids[row.artifact_id] for slot, row in active.items() if row.artifact_id in usable_ids},
+        usable=usable,
     )
 
 
