@@ -158,17 +158,15 @@ def _market(values, counters, close, scratch, status, market, market_counters, w
     change = total // members
     value = change / _FIXED_POINT
     seen = market_counters[_M_SEEN]
-    slot = _M_LEVELS + seen % _DAY
-    # A ring slot is overwritten 24 bars later, so before that it holds the level 24 bars ago.
-    level_before = market_counters[slot] if seen >= _DAY else np.int64(0)
+    # The ring holds the level before each of the last 24 bars, this one included.
+    market_counters[_M_LEVELS + seen % _DAY] = market_counters[_M_LEVEL]
     market_counters[_M_LEVEL] += change
-    if seen >= _DAY:
-        row[1] = (market_counters[_M_LEVEL] - level_before) / _FIXED_POINT
-    market_counters[slot] = market_counters[_M_LEVEL]
     seen += 1
     market_counters[_M_SEEN] = seen
     market[_M_SQUARE] = _mean(market[_M_SQUARE], value * value, max(1.0 / seen, _A_24))
     row[0] = value
+    if seen >= _DAY:
+        row[1] = (market_counters[_M_LEVEL] - market_counters[_M_LEVELS + seen % _DAY]) / _FIXED_POINT
     if seen >= warmup[MARKET_VOLATILITY_24]:
         row[2] = math.sqrt(market[_M_SQUARE])
     if settled >= MIN_MARKET_SYMBOLS:
