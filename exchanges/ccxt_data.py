@@ -82,6 +82,7 @@ class CcxtMarketData:
             self._load_markets()
             with self._translated(None):
                 raw = self._client.fetch_tickers()
+                self._require_json()
                 self._tickers = (now, {t.symbol: t for t in (self._ticker(each, now) for each in raw.values()) if t})
         return dict(self._tickers[1])
 
@@ -98,7 +99,10 @@ class CcxtMarketData:
             return Candles.empty()
         with self._translated(symbol):
             rows = self._client.fetch_ohlcv(symbol, timeframe, since_ms, wanted)
+            self._require_json()
             table = np.array(rows, dtype=np.float64).reshape(len(rows), 6)
+            if not np.isfinite(table).all():
+                raise ValueError("a candle that is not all numbers")
         times = table[:, 0].astype(np.int64)
         # The last candle is the one that is still running, by the exchange's clock, not ours.
         usable = (times >= since_ms) & (times + step <= self.now_ms())
@@ -116,6 +120,7 @@ class CcxtMarketData:
             until = min(cursor + _FUNDING_PAGE * HOUR_MS - 1, now)
             with self._translated(symbol):
                 rows = self._client.fetch_funding_rate_history(symbol, cursor, _FUNDING_PAGE, {"until": until})
+                self._require_json()
                 found = {int(row["timestamp"]): float(row["fundingRate"]) for row in rows}
             times = sorted(time for time in found if cursor <= time <= until)
             if times:
@@ -130,6 +135,7 @@ class CcxtMarketData:
             return
         with self._translated(None):
             raw = self._client.load_markets(self._markets_at is not None)
+            self._require_json()
         self._markets = {symbol: each for symbol, each in raw.items() if self._is_ours(each)}
         self._markets_at = now
 
@@ -191,6 +197,11 @@ class CcxtMarketData:
         declared = kind if self._is_spot else (kind.get("linear") or {})
         return int((declared.get("fetchOHLCV") or {}).get("limit") or _DEFAULT_PAGE_LIMIT)
 
+    def _require_json(self) -> None:
+        """From a web page or a torn body ccxt makes an empty answer (measured): an outage would look like no data."""
+        if not isinstance(self._client.last_json_response, dict | list):
+            raise TypeError("the body is no JSON")
+
     @contextmanager
     def _translated(self, symbol: str | None) -> Iterator[None]:
         """Errors of ccxt as errors of the port. A body that ccxt cannot parse shows as a TypeError or its like."""
@@ -220,6 +231,7 @@ def _make_client(exchange_id: str, *, is_spot: bool, options: Mapping[str, objec
     types = ["spot"] if is_spot else ["linear"]
     settings: dict[str, Any] = {
         "enableRateLimit": True,
+        "enableLastJsonResponse": True,
         "timeout": _TIMEOUT_MS,
         # Otherwise Bybit loads spot, inverse and options too.
         "options": {"defaultType": "spot" if is_spot else "swap", "fetchMarkets": {"types": types}},

@@ -154,10 +154,10 @@ class ReplayMarket:
                     latest = self._latest(symbol, now)
                 except MarketDataError:
                     continue  # as in `instruments`
-                if latest is not None and now - latest[2] <= DELISTED_AFTER_MS:
+                if latest is not None:
                     found[symbol] = _ticker(symbol, *latest)
             self._tickers = (bar, found)
-        return dict(self._tickers[1])
+        return {symbol: each for symbol, each in self._tickers[1].items() if now - each.time_ms <= DELISTED_AFTER_MS}
 
     def funding(self, symbol: str, since_ms: int, limit: int) -> list[FundingRate]:
         if symbol not in self._archive.symbols:

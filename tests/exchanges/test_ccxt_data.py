@@ -1,0 +1,147 @@
+"""ccxt's client, unmodified, against a loopback server that speaks Bybit v5: what only a real venue can do wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from exchanges.ccxt_data import CcxtMarketData
+from exchanges.errors import ConfigurationError, ExchangeError, ExchangeUnavailableError, MarketDataError
+from exchanges.factory import ExchangeConfig, market_data, venue
+from exchanges.port import Ack, OrderRequest
+from exchanges.simulated import SimulatedMarket
+from quant.timeframes import DAY_MS, HOUR_MS
+from tests.exchanges.conftest import Clock
+from tests.exchanges.loopback import Answer, BybitLoopback
+
+
+@pytest.fixture
+def server(simulated: SimulatedMarket, clock: Clock) -> Iterator[BybitLoopback]:
+    clock.now += 5 * HOUR_MS + 11 * 60_000
+    with BybitLoopback(simulated, clock) as running:
+        yield running
+
+
+def connect(server: BybitLoopback, clock: Clock) -> CcxtMarketData:
+    return CcxtMarketData(exchange_id="bybit", market="bybit_linear", now_ms=clock, options=server.ccxt_options)
+
+
+def test_the_exchanges_clock_decides_what_is_closed(server: BybitLoopback, clock: Clock) -> None:
+    """F25: our clock is three minutes fast; the candle that we take for closed is still running."""
+    ours = Clock(clock.now)
+    boundary = clock.now // HOUR_MS * HOUR_MS + HOUR_MS
+    clock.now = boundary - 60_000
+    ours.now = boundary + 120_000
+    data = connect(server, ours)
+    symbol = server.truth.instruments()[0].symbol
+    assert data.now_ms() == clock.now
+    assert data.candles(symbol, "1h", boundary - 3 * HOUR_MS, 10).open_time[-1] == boundary - 2 * HOUR_MS
+
+
+def test_the_venue_does_send_the_running_candle(server: BybitLoopback, clock: Clock) -> None:
+    """Else the test above would prove nothing."""
+    base = server.truth.instruments()[0]
+    since = clock.now - 3 * HOUR_MS
+    _, body = server.answer(f"/v5/market/kline?symbol={base.base}{base.quote}&interval=60&start={since}&limit=10")
+    assert str(clock.now // HOUR_MS * HOUR_MS) in body
+
+
+def test_markets_and_clock_are_read_again_when_old(server: BybitLoopback, clock: Clock) -> None:
+    data = connect(server, clock)
+    for hours in (0, 0, 1):
+        clock.now += hours * HOUR_MS
+        data.instruments()
+        data.now_ms()
+    assert sum("instruments-info" in each and "PreLaunch" not in each for each in server.requests) == 2
+    assert sum(each.startswith("/v5/market/time") for each in server.requests) == 2
+
+
+def test_all_tickers_cost_one_request_and_a_second_look_none(server: BybitLoopback, clock: Clock) -> None:
+    data = connect(server, clock)
+    assert data.tickers() == data.tickers()
+    assert sum(each.startswith("/v5/market/tickers") for each in server.requests) == 1
+
+
+def test_long_funding_histories_lose_no_payment(server: BybitLoopback, clock: Clock) -> None:
+    """Bybit answers a window that holds more than a page with the newest payments only."""
+    data = connect(server, clock)
+    symbol = server.truth.instruments()[0].symbol
+    since = clock.now - 200 * DAY_MS
+    found = []
+    cursor = since
+    while page := data.funding(symbol, cursor, data.page_limit):
+        found += page
+        cursor = page[-1].time_ms + 1
+    assert found == server.truth.funding(symbol, since, 5_000)
+
+
+@pytest.mark.parametrize(
+    "answer, error",
+    [
+        ((500, "oops"), ExchangeUnavailableError),
+        ((503, "<html>maintenance</html>"), ExchangeUnavailableError),
+        ((429, "slow down"), ExchangeUnavailableError),
+        ((200, '{"retCode": 10006, "retMsg": "Too many visits!", "result": {}}'), ExchangeUnavailableError),
+        ((200, '{"retCode": 10016, "retMsg": "Server error", "result": {}}'), ExchangeError),
+        ((200, "<html>hello</html>"), ExchangeError),
+        ((200, '{"retCode": 0, "retMsg": "OK", "result": {"list": [["17'), ExchangeError),
+        ((200, ""), ExchangeError),
+        ((200, '{"retCode": 10001, "retMsg": "params error", "result": {}}'), MarketDataError),
+    ],
+)
+def test_whatever_the_venue_answers_is_an_error_of_the_port(
+    server: BybitLoopback, clock: Clock, answer: Answer, error: type[ExchangeError]
+) -> None:
+    data = connect(server, clock)
+    symbol = data.instruments()[0].symbol
+    data.now_ms()
+    server.fault = lambda path: answer if path == "/v5/market/kline" else None
+    with pytest.raises(error):
+        data.candles(symbol, "1h", clock.now - DAY_MS, 10)
+    server.fault = lambda path: None
+    assert len(data.candles(symbol, "1h", clock.now - DAY_MS, 10)) == 10
+
+
+def test_a_venue_that_is_gone_is_unavailable(server: BybitLoopback, clock: Clock) -> None:
+    options = server.ccxt_options
+    data = CcxtMarketData(exchange_id="bybit", market="bybit_linear", now_ms=clock, options=options)
+    server.fault = lambda path: (502, "bad gateway")
+    with pytest.raises(ExchangeUnavailableError, match="bybit does not answer"):
+        data.instruments()
+
+
+def test_an_unknown_ccxt_exchange_is_named(clock: Clock) -> None:
+    with pytest.raises(ConfigurationError, match="ccxt has no exchange 'bibyt'"):
+        CcxtMarketData(exchange_id="bibyt", market="x_linear", now_ms=clock)
+
+
+def test_paper_trading_matches_real_public_data(server: BybitLoopback, clock: Clock) -> None:
+    config = ExchangeConfig(kind="ccxt", market="bybit_linear", ccxt_options=server.ccxt_options)
+    data = market_data(config, clock)
+    account = venue(config, clock, data=data)
+    instrument = data.instruments()[0]
+    quantity = instrument.lot_size * 1_000
+    entry = account.place(OrderRequest("entry", instrument.symbol, "buy", quantity, time_ms=clock.now))
+    assert isinstance(entry, Ack)
+    assert entry.order.filled > 0
+    mark = account.positions()[0].mark_price
+    trigger = instrument.quantize_price(mark * 98 / 100)
+    protection = OrderRequest(
+        "stop", instrument.symbol, "sell", entry.order.filled, "stop_market", None, trigger, reduce_only=True
+    )
+    stop = account.place_stop(protection)
+    assert isinstance(stop, Ack)
+    for _ in range(24 * 20):
+        clock.now += HOUR_MS
+        if not account.positions():
+            break
+    assert account.positions() == []
+
+
+def test_importing_the_package_does_not_import_ccxt() -> None:
+    """It costs a second and 76 MB, in every process that only shows or trains."""
+    code = "import sys, exchanges.factory, exchanges.ccxt_data, exchanges.matching; sys.exit('ccxt' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
