@@ -1,4 +1,4 @@
-"""Trades the newest closed bar: once, all symbols, decision and intents in one transaction, then the orders are sent."""
+"""Trades the newest closed bar once: decisions and intents in one transaction, then the orders are sent."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class BotRunner:
     # --- one pass
 
     def tick(self) -> TickReport:
-        """Do one pass. Sends nothing when the account is another's; raises nothing for what an exchange may do wrong."""
+        """Do one pass. Sends nothing when the account is another's; raises nothing for what an exchange does wrong."""
         report = TickReport()
         if not self._hold_account(report):
             return report
@@ -170,7 +170,6 @@ class BotRunner:
         session = self._session
         if session is not None and lease.token == session.account.lease.token + 1:
             session.account.lease = lease
-            session.reconcile_at = None
             return
         assert self.venue is not None  # noqa: S101 - made in __post_init__
         account = Account(bot=self.bot, venue=self.venue, lease=lease)
@@ -309,7 +308,7 @@ class BotRunner:
         log.warning("exchange_failed", error=self.venue_trouble.detail, failures=self.venue_trouble.failures)
         alerts.raise_alert(
             self._venue_alert,
-            f"{self.bot.name}: the exchange does not answer ({self.venue_trouble.detail}). No entries; stops stay there.",
+            f"{self.bot.name}: the exchange does not answer ({self.venue_trouble.detail}). No entries; stops stay.",
             Severity.WARNING,
         )
 

@@ -1,8 +1,8 @@
 """Features of a panel that keep up with the market: replayed once from the first stored candle, then stepped (I13).
 
-A bar is stepped once, with what had arrived by then; a missing candle is NaN. A candle that comes later, or comes again
-with another price, never changes a decision (F23): it marks the state as stale, and the next bar starts from a new replay,
-so that live features and those of training become equal again.
+A bar is stepped once, with what had arrived by then; a missing candle is NaN. A candle that comes later, or comes
+again with another price, never changes a decision (F23): it marks the state as stale, and the next bar starts from a
+new replay, so that live features and those of training become equal again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULT_FUNDING_MS = 8 * HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class BarRow:
-    """One stepped bar. ``features`` float32[S, F] and ``close`` float64[S] in the order of ``symbols``; NaN: missing."""
+    """One stepped bar. ``features`` float32[S, F] and ``close`` float64[S] in the order of ``symbols``."""
 
     open_time_ms: int
     symbols: tuple[str, ...]
@@ -107,7 +107,7 @@ class FeatureFeed:
     # --- stepping
 
     def advance(self, open_ms: int, arrived: Mapping[str, Candles]) -> BarRow:
-        """Step every bar up to `open_ms` with what arrived, and return the last one. A stale state is replayed first."""
+        """Step every bar up to `open_ms` with what arrived, return the last one. A stale state is replayed first."""
         self._notice_late(arrived)
         if self.stale:
             self.rebuild(open_ms - self.step_ms)
@@ -134,12 +134,17 @@ class FeatureFeed:
             symbol: Candles.concat([part for part in (fetched.get(symbol), stored.get(symbol)) if part is not None])
             for symbol in stored.keys() | fetched.keys()
         }
+        # What the store holds beyond this bar is not stepped yet, so the live steps must ask for it again.
+        end_ms = until_open_ms + step_ms
+        funding = {
+            symbol: (times[times < end_ms], rates[times < end_ms]) for symbol, (times, rates) in funding.items()
+        }
         self._funding = {
             symbol: _Funding(int(times[-1]), _interval(times)) for symbol, (times, _) in funding.items() if len(times)
         }
-        complete = self._extend_funding(funding, until_open_ms + step_ms)
+        complete = self._extend_funding(funding, end_ms)
         panel = Panel.from_candles(candles, step_ms, funding=funding, symbols=self.panel_symbols)
-        panel = panel.until(until_open_ms + step_ms)
+        panel = panel.until(end_ms)
         state = FeatureState.create(self.schema, len(self.panel_symbols), step_ms=step_ms)
         out = np.empty((REPLAY_ROWS, len(self.panel_symbols), len(self.schema)), dtype=np.float32)
         for start in range(0, panel.n_times, REPLAY_ROWS):

@@ -56,7 +56,7 @@ class Folded:
 
 
 def fold(fills: Iterable[FoldFill]) -> Folded:
-    """Return the position that the fills make. A fill through zero closes the old side and opens the other at its price."""
+    """Return the position that the fills make. A fill through zero closes one side and opens the other at its price."""
     unique = {fill.trade_id: fill for fill in fills}
     quantity = cost = realised = fees = ZERO  # cost: signed quantity x average entry price
     opened_ms = last_ms = 0

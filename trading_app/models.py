@@ -55,8 +55,9 @@ class Bot(models.Model):
 
     history = HistoricalRecords(
         excluded_fields=[
-            "peak_equity", "day", "day_start_equity", "daily_loss_hit", "entries_blocked", "last_bar_at", "last_fill_at",
-            "loaded_generation", "loaded_at", "refused_generation", "reloads", "missed_bars", "started_at",
+            "peak_equity", "day", "day_start_equity", "daily_loss_hit", "entries_blocked", "last_bar_at",
+            "last_fill_at", "loaded_generation", "loaded_at", "refused_generation", "reloads", "missed_bars",
+            "started_at",
         ]
     )  # fmt: skip
 

@@ -245,7 +245,10 @@ class OrderDesk:
         return True
 
     def look_up(self, order: Order) -> bool:
-        """Ask the venue for an order of unknown outcome; returns whether it is known now. A failed read proves nothing."""
+        """Ask the venue for an order of unknown outcome; returns whether it is known now.
+
+        A failed read proves nothing, and neither does one absence: SETTLE must have passed.
+        """
         symbol = self.account.code_of(order.symbol_id)
         try:
             found = self.account.venue.order_by_client_id(symbol, order.client_order_id or "")

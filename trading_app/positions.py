@@ -1,4 +1,4 @@
-"""Takes fills over into the tables: each once, and every touched position and order folded anew from its fills (I17)."""
+"""Takes fills over into the tables, each once, and folds every touched position and order from its fills (I17)."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _position_of(
 ) -> Position | None:
     """Find the position that a fill belongs to: its order's, else the open one, else (an entry) a new one.
 
-    A venue nets per symbol. So a late fill of an order whose position is closed belongs to the one that is open now, and
-    opens the closed one again when none is.
+    A venue nets per symbol. So a late fill of an order whose position is closed belongs to the one that is open now,
+    and opens the closed one again when none is.
     """
     if fill.symbol not in cache:
         cache[fill.symbol] = (

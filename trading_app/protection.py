@@ -1,4 +1,4 @@
-"""Every open position has a live stop of its size at the exchange, or is being closed (I18). Nothing here can be paused.
+"""Every open position has a live stop of its size at the exchange, or is being closed (I18). Nothing can pause this.
 
 Runs after every batch of fills and at every reconciliation. A position is *closing* from its first exit order on: what
 an exit left open (a partial fill, a refusal, an unknown outcome that proved empty) is closed by the next one.
@@ -78,7 +78,7 @@ def close_position(desk: OrderDesk, position: Position, cause: str) -> Order | N
     if quantity <= 0:
         alerts.raise_alert(
             f"dust:{position.pk}",
-            f"{symbol}: {position.quantity:f} is left, less than one lot ({instrument}). Close it at the exchange by hand.",
+            f"{symbol}: {position.quantity:f} is left, less than one lot. Close it at the exchange by hand.",
             Severity.WARNING,
         )
         return None
@@ -166,7 +166,7 @@ def _place_stop(desk: OrderDesk, position: Position, stops: list[Order], done: P
     if position.foreign:
         done.unprotected += 1
         alerts.raise_alert(
-            key, f"{symbol}: a position that is not this bot's has no stop, and none was accepted. Look after it by hand.",
+            key, f"{symbol}: a position that is not this bot's has no stop: none was accepted. Look after it by hand.",
             Severity.CRITICAL,
         )  # fmt: skip
         return None
@@ -196,7 +196,7 @@ def _close_the_rest(desk: OrderDesk, position: Position, exits: list[Order], don
         symbol = desk.account.code_of(position.symbol_id)
         alerts.raise_alert(
             f"exit_fails:{position.pk}",
-            f"{symbol}: {failures} exits in a row failed ({last.reason}). It is tried again; close it by hand if it lasts.",
+            f"{symbol}: {failures} exits in a row failed ({last.reason}). It is tried again; else close it by hand.",
             Severity.CRITICAL,
         )
     close_position(desk, position, exits[0].reason.rpartition(" | ")[2])

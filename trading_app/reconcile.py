@@ -80,7 +80,10 @@ class Reconciler:
         return found
 
     def run(self, *, may_send: bool = True) -> Reconciled:
-        """One whole pass; without `may_send` nothing is placed or cancelled (B5). Raises ExchangeError when the venue could not be read, LeaseLost when the account is gone."""
+        """One whole pass; without `may_send` nothing is placed or cancelled (B5).
+
+        Raises ExchangeError when the venue could not be read, LeaseLost when the account is another's.
+        """
         done = Reconciled()
         done.not_sent = self.adopt_in_flight()
         done.fills = self.sync_fills().new

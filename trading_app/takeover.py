@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import socket
+from collections.abc import Callable
 
 import structlog
 from django.conf import settings
@@ -43,21 +44,24 @@ def take(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken | None:
     return leases.acquire(lease_name(bot), holder=holder, ttl=ttl)
 
 
-def wait_for_account(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken:
+def wait_for_account(
+    bot: Bot, *, holder: str, ttl: dt.timedelta, stopped: Callable[[], bool] = lambda: False
+) -> LeaseToken | None:
     """Take the account; wait for the end of a dead holder's lease. Raises AccountBusyError if its holder lives.
 
+    Returns None when told to stop meanwhile.
     A holder lives when it renews while we look. One whose process is gone from this host need not be waited for.
     """
     first: tuple[int, dt.datetime | None] | None = None
-    while True:
+    while not stopped():
         lease = take(bot, holder=holder, ttl=ttl)
         if lease is not None:
             return lease
         row = Lease.objects.get(name=lease_name(bot))
         if _died_here(row.holder):
             log.warning("holder_is_dead", account=bot.account, holder=row.holder)
+            # Giving it back in the dead one's name ends the wait; the fence of a new owner (B5) is kept all the same.
             leases.release(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
-            Lease.objects.filter(name=row.name, token=row.token, holder="").update(holder=row.holder)
             continue
         seen = (row.token, row.renewed_at)
         if first is None:
@@ -65,10 +69,11 @@ def wait_for_account(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken:
             log.info("waiting_for_account", account=bot.account, holder=row.holder, seconds=ttl.total_seconds())
         elif seen != first:
             raise AccountBusyError(
-                f"account {bot.account} is traded by {row.holder}, which renewed its lease just now: one bot per account. "
+                f"account {bot.account} is traded by {row.holder}, which renewed its lease just now (I15). "
                 "Stop that one first (manage.py doctor shows it), or give this bot its own account with BOT_NAME."
             )
         clock.sleep(POLL_SECONDS)
+    return None
 
 
 def _died_here(holder: str) -> bool:

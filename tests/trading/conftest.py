@@ -134,7 +134,9 @@ class World:
         } | changes  # fmt: skip
         return BotRunner(Bot.objects.get(pk=self.bot.pk), **fields)
 
-    def activate(self, model: StandIn | Exception | None = None, *, codes: tuple[str, ...] | None = None) -> ActiveModel:
+    def activate(
+        self, model: StandIn | Exception | None = None, *, codes: tuple[str, ...] | None = None
+    ) -> ActiveModel:
         """Make an artifact the active one, as an activation does: a new generation in the slot."""
         codes = codes or self.codes
         artifact = ArtifactFactory(
@@ -191,5 +193,3 @@ def world(make_world: Callable[..., World]) -> World:
 @pytest.fixture
 def person(db: None) -> Any:
     return UserFactory(username="anna")
-
-

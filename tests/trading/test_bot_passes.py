@@ -164,7 +164,9 @@ def test_f23_a_late_candle_changes_no_decision_and_brings_the_features_back_to_p
     real = world.data.candles_many
     with monkeypatch.context() as patched:
         patched.setattr(
-            world.data, "candles_many", lambda symbols, *args: real([each for each in symbols if each != missing], *args)
+            world.data,
+            "candles_many",
+            lambda symbols, *args: real([each for each in symbols if each != missing], *args),
         )
         world.pass_bars(runner, 1)
     before = list(Decision.objects.filter(bar_at=EPOCH).values_list("symbol", "outcome", "reason", "probability"))

@@ -64,7 +64,11 @@ def test_a_flat_position_has_no_entry_price_and_an_open_one_has_a_positive_one(l
             Folded(Decimal(-2), Decimal(110), Decimal(10), Decimal(0), 1, 2),
         ),
         (
-            [one("sell", "2", "50", at=1), one("buy", "2", "40", at=2), one("buy", "9", "1", at=3, fee="4", kind="funding")],
+            [
+                one("sell", "2", "50", at=1),
+                one("buy", "2", "40", at=2),
+                one("buy", "9", "1", at=3, fee="4", kind="funding"),
+            ],
             Folded(Decimal(0), Decimal(0), Decimal(20), Decimal(4), 1, 3),
         ),
     ],

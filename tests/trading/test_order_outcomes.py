@@ -53,7 +53,9 @@ def test_i16_the_intent_is_committed_before_anything_is_sent(world: World) -> No
     assert seen == [OrderState.SENDING]
 
 
-def test_f03_an_order_whose_answer_was_lost_is_looked_up_adopted_and_protected_and_never_sent_again(world: World) -> None:
+def test_f03_an_order_whose_answer_was_lost_is_looked_up_adopted_and_protected_and_never_sent_again(
+    world: World,
+) -> None:
     world.venue.faults = [venues.lost_answer]
     runner = enter(world)
     order = first_entry()
@@ -190,6 +192,9 @@ def test_the_position_is_what_the_fills_say_also_with_fees(world: World) -> None
     world.pass_bars(runner, 4)
     for position in Position.objects.filter(foreign=False):
         fills = Fill.objects.filter(position=position)
-        signed = sum((fill.quantity if fill.side == "buy" else -fill.quantity for fill in fills.exclude(kind="funding")), Decimal(0))
+        signed = sum(
+            (fill.quantity if fill.side == "buy" else -fill.quantity for fill in fills.exclude(kind="funding")),
+            Decimal(0),
+        )
         assert position.quantity == signed
         assert position.fees == sum((fill.fee for fill in fills), Decimal(0))

@@ -1,0 +1,227 @@
+"""Stops (I18), reconciliation (I17), and what is not ours."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from exchanges.port import OrderRequest
+from ops_app.models import Alert
+from tests.trading import venues
+from tests.trading.conftest import HOUR, World
+from trading_app.bot import BotRunner
+from trading_app.choices import OrderPurpose, OrderState
+from trading_app.models import Bot, Decision, Fill, Order, Position, RiskEvent
+from trading_app.orders import account_prefix
+from trading_app.positions import apply_fills
+
+pytestmark = pytest.mark.django_db
+
+
+def enter(world: World) -> tuple[BotRunner, Position]:
+    runner = world.runner()
+    if not runner.tick().entries:
+        world.until_entry(runner)
+    position = Position.objects.open().order_by("id").first() or Position.objects.order_by("id").first()
+    assert position is not None
+    return runner, position
+
+
+def place(world: World, symbol: str, side: str, quantity: str, *, client_id: str = "x1", **changes: Any) -> None:
+    """Something that is not the bot trades on its account."""
+    outcome = world.matching.place(
+        OrderRequest(client_id, symbol, side, Decimal(quantity), time_ms=world.data.now_ms(), **changes)  # type: ignore[arg-type]
+    )
+    assert type(outcome).__name__ == "Ack", outcome
+
+
+def minutes(world: World, runner: BotRunner, count: int) -> None:
+    for _ in range(count):
+        world.sim.advance(dt.timedelta(minutes=1))
+        runner.tick()
+
+
+# --- I17
+
+
+def test_i17_a_second_reconciliation_changes_nothing(world: World) -> None:
+    runner, _ = enter(world)
+    world.pass_bars(runner, 3)
+    session = runner._session
+    assert session is not None
+    session.reconciler.run()
+    before = list(Order.objects.values()), list(Position.objects.values()), list(Fill.objects.values())
+    again = session.reconciler.run()
+    assert again.changes == 0
+    assert before == (list(Order.objects.values()), list(Position.objects.values()), list(Fill.objects.values()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_i17_fills_applied_in_any_order_and_any_number_make_the_same_rows(world: World, seed: int) -> None:
+    runner, _ = enter(world)
+    world.pass_bars(runner, 8)
+    session = runner._session
+    assert session is not None
+    newest = {each.symbol_id: each for each in Position.objects.order_by("id")}  # a late fill nets with the newest one
+    position = max(newest.values(), key=lambda each: each.fills.count())
+    expected, trades = row_of(position), set(position.fills.values_list("trade_id", flat=True))
+    ledger = [fill for fill in world.matching.fills_since(0) if fill.trade_id in trades]
+    assert len(ledger) >= 2
+    shuffler = random.Random(seed)
+    noisy = [*ledger, *shuffler.choices(ledger, k=3)]
+    shuffler.shuffle(noisy)
+    position.fills.all().delete()
+    Position.objects.filter(pk=position.pk).update(quantity=0, entry_price=0, realised_pnl=0, fees=0, closed_at=None)
+    for each in noisy:
+        apply_fills(session.desk, [each])
+    assert row_of(position) == expected
+
+
+def row_of(position: Position) -> dict[str, Any]:
+    fields = ("quantity", "entry_price", "realised_pnl", "fees", "closed_at")
+    return Position.objects.values(*fields).get(pk=position.pk)
+
+
+# --- I18
+
+
+def test_i18_every_open_position_has_a_live_stop_of_its_size_after_every_pass(world: World) -> None:
+    runner, _ = enter(world)
+    for _ in range(40):
+        world.pass_bars(runner, 1)
+        there = {order.client_order_id: order for order in world.matching.open_orders()}
+        for position in Position.objects.open():
+            stops = Order.objects.filter(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED)
+            assert [there[stop.client_order_id or ""].quantity for stop in stops] == [abs(position.quantity)]
+        assert len(there) == Position.objects.open().count(), "no stop outlives its position"
+
+
+def test_f18_a_position_whose_stops_are_refused_is_closed_by_market_at_once(world: World) -> None:
+    world.venue.stop_faults = [venues.rejected] * 2
+    runner, _ = enter(world)
+    exit_order = Order.objects.get(purpose=OrderPurpose.EXIT)
+    position = exit_order.position
+    assert position is not None
+    assert exit_order.reduce_only
+    assert exit_order.reason.startswith("STOP_MISSING")
+    if position.closed_at is None:  # the market gave a part only: the rest follows
+        minutes(world, runner, 90)
+        position.refresh_from_db()
+    assert position.closed_at is not None
+    assert RiskEvent.objects.filter(kind="stop_missing").count() == 1
+    assert Alert.objects.filter(key=f"stop_missing:{position.pk}").exists()
+
+
+def test_a_stop_whose_answer_was_lost_is_found_and_not_doubled(world: World) -> None:
+    world.venue.stop_faults = [venues.lost_answer]
+    runner, position = enter(world)
+    minutes(world, runner, 2)
+    position.refresh_from_db()
+    stops = Order.objects.filter(position=position, purpose=OrderPurpose.STOP)
+    assert [stop.state for stop in stops] == [OrderState.ACKED]
+    assert len([order for order in world.matching.open_orders() if order.symbol == position.symbol.code]) == 1
+
+
+def test_a_stop_that_somebody_cancelled_is_placed_again(world: World) -> None:
+    runner, position = enter(world)
+    stop = Order.objects.get(position=position, purpose=OrderPurpose.STOP)
+    world.matching.cancel(position.symbol.code, stop.client_order_id or "")
+    minutes(world, runner, 6)
+    stop.refresh_from_db()
+    assert stop.state == OrderState.CANCELLED
+    assert Order.objects.filter(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED).count() == 1
+
+
+def test_f19_a_stop_that_filled_while_the_bot_was_down_closes_the_position_at_its_start(world: World) -> None:
+    runner, position = enter(world)
+    runner.release()
+    for _ in range(200):
+        world.sim.advance(HOUR)
+        held = [each for each in world.matching.positions() if each.symbol == position.symbol.code]
+        if not held:
+            break
+    else:
+        pytest.skip("the stop was never touched in this simulated history")
+    world.keep_fresh()
+    world.runner().tick()
+    position.refresh_from_db()
+    assert position.closed_at is not None
+    assert position.close_reason.startswith("STOP")
+    assert not Order.objects.open().filter(position=position).exists()
+
+
+# --- not ours
+
+
+def test_f15_a_position_of_somebody_else_is_reported_protected_and_never_traded(world: World) -> None:
+    runner = world.runner()
+    world.bot.desired_state = "pause"
+    Bot.objects.update(desired_state="pause")
+    runner.tick()
+    symbol = world.codes[0]
+    price = world.data.tickers()[symbol].last
+    instrument = next(each for each in world.data.instruments() if each.symbol == symbol)
+    quantity = instrument.quantize_quantity(Decimal(str(round(200 / price, 6))))
+    place(world, symbol, "buy", str(quantity))
+    minutes(world, runner, 12)
+    position = Position.objects.get(foreign=True)
+    assert (position.symbol.code, position.quantity) == (symbol, quantity)
+    assert Order.objects.filter(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED).exists()
+    assert RiskEvent.objects.filter(kind="foreign").exists()
+    Bot.objects.update(desired_state="run")
+    world.pass_bars(runner, 5)
+    Bot.objects.update(desired_state="close_only")
+    world.pass_bars(runner, 2)
+    assert not Order.objects.filter(symbol__code=symbol).exclude(purpose=OrderPurpose.STOP).exists()
+    assert Decision.objects.filter(symbol__code=symbol).exclude(outcome__in=("ENTER", "EXIT")).exists()
+    assert not Decision.objects.filter(symbol__code=symbol, outcome__in=("ENTER", "EXIT")).exists()
+
+
+def test_f16_a_position_that_vanished_is_closed_with_a_reason_and_leaves_no_stop(world: World) -> None:
+    runner, position = enter(world)
+    side = "sell" if position.quantity > 0 else "buy"
+    place(world, position.symbol.code, side, f"{abs(position.quantity):f}", reduce_only=True)
+    minutes(world, runner, 12)
+    position.refresh_from_db()
+    if position.closed_at is None:
+        minutes(world, runner, 60)
+        position.refresh_from_db()
+    assert position.closed_at is not None
+    assert position.close_reason.startswith(("EXTERNAL", "VANISHED", "STOP"))
+    assert not Order.objects.open().filter(position=position).exists()
+
+
+def test_f17_a_failed_read_of_positions_is_never_taken_for_flat(world: World, monkeypatch: Any) -> None:
+    runner, position = enter(world)
+    world.venue.down = True
+    minutes(world, runner, 30)
+    position.refresh_from_db()
+    assert position.closed_at is None
+    assert position.quantity != 0
+
+
+def test_f36_an_order_with_our_accounts_prefix_of_another_database_stops_entries(world: World) -> None:
+    world.activate(probability_zero(world))
+    runner = world.runner()
+    runner.tick()
+    symbol = world.codes[0]
+    price = Decimal(str(world.data.tickers()[symbol].last))
+    instrument = next(each for each in world.data.instruments() if each.symbol == symbol)
+    strange = account_prefix(world.bot) + "zzz" + "0001" + "0000001"
+    limit = instrument.quantize_price(price * Decimal("0.8"))
+    quantity = instrument.quantize_quantity(Decimal(100) / limit)
+    place(world, symbol, "buy", str(quantity), client_id=strange, kind="limit", price=limit)
+    minutes(world, runner, 6)
+    world.pass_bars(runner, 1)
+    assert Bot.objects.get().entries_blocked.startswith("TWO_BOTS")
+    assert {order.client_order_id for order in world.matching.open_orders()} == {strange}, "it is left alone"
+
+
+def probability_zero(world: World) -> Any:
+    from tests.trading.conftest import StandIn
+
+    return StandIn(world.codes, world.codes, probability=0.0)

@@ -1,0 +1,39 @@
+"""What trading adds to /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.db.models import Count
+from prometheus_client.core import Metric
+
+from ops_app.metrics import labelled, register
+from trading_app import selectors
+from trading_app.choices import OrderState
+from trading_app.models import Bot, Order, Position
+
+
+def trading() -> Iterable[Metric]:
+    """Yield equity, limits, positions and orders of every bot."""
+    bots = list(Bot.objects.all())
+    points = {bot.name: selectors.latest_equity(bot) for bot in bots}
+    yield labelled("equity", "Equity at the last bar.", "bot", ((n, p.equity) for n, p in points.items() if p))
+    yield labelled("drawdown", "Loss from the peak / peak.", "bot", ((n, p.drawdown) for n, p in points.items() if p))
+    yield labelled(
+        "kill_switch", "1: pulled.", "bot", ((bot.name, float(bot.kill_switch_at is not None)) for bot in bots)
+    )
+    yield labelled(
+        "entries_blocked", "1: no position is opened.", "bot", ((b.name, float(bool(b.entries_blocked))) for b in bots)
+    )
+    yield labelled("model_reloads", "Models loaded since the bot was made.", "bot", ((b.name, b.reloads) for b in bots))
+    yield labelled("bars_missed", "Bars that closed while it was down.", "bot", ((b.name, b.missed_bars) for b in bots))
+    open_now = Position.objects.open().order_by().values_list("bot__name").annotate(n=Count("id"))
+    yield labelled("positions_open", "Open positions.", "bot", open_now)
+    states = dict(Order.objects.open().order_by().values_list("state").annotate(n=Count("id")))
+    yield labelled(
+        "orders_open", "Orders that have not ended, by state.", "state",
+        ((state.value, states.get(state.value, 0)) for state in OrderState if state.value in states),
+    )  # fmt: skip
+
+
+register("trading", trading)
