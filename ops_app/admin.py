@@ -13,7 +13,7 @@ from unfold.admin import ModelAdmin
 from ops_app.models import Alert, Event, Heartbeat, JobRun, Lease, MarketClock
 
 
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]  # unfold has no types
+class ReadOnlyAdmin(ModelAdmin):
     """A list and a page per row; nothing can be added, changed or deleted, whatever the role (I21)."""
 
     actions = None

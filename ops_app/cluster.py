@@ -72,7 +72,7 @@ def _child(target: Callable[..., object], parent_pid: int, *arguments: Any) -> N
     target(*arguments)
 
 
-class Guard(Sentinel):  # type: ignore[misc]  # django_q has no types
+class Guard(Sentinel):
     """The process that watches workers, monitor and pusher, and runs the scheduler."""
 
     def __init__(self, stop_event: Any, start_event: Any, cluster_id: Any, tick: Any) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ops_app import clock, heartbeats, plugins
+from ops_app import clock, heartbeats, jobs, plugins
 from ops_app.models import Alert, JobRun, Lease
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,9 @@ def operations() -> Iterable[Metric]:
     held = Lease.objects.filter(expires_at__gt=clock.database_now()).values_list("name", flat=True)
     yield labelled("lease_held", "1: the lease is held.", "lease", ((name, 1.0) for name in held))
     yield gauge("alerts_open", "Alerts that are not resolved.", Alert.objects.filter(resolved_at__isnull=True).count())
-    last = JobRun.objects.filter(finished_at__isnull=False).order_by().values("job").annotate(last=Max("pk"))
+    names = [job.name for job in jobs.registered()]  # not what workers write for a shard: labels must not grow
+    finished = JobRun.objects.filter(job__in=names, finished_at__isnull=False)
+    last = finished.order_by().values("job").annotate(last=Max("pk"))
     runs = list(JobRun.objects.filter(pk__in=last.values("last")).values_list("job", "seconds", "error"))
     yield labelled("job_seconds", "Duration of the job's last run.", "job", ((job, s or 0.0) for job, s, _ in runs))
     yield labelled("job_failed", "1: the job's last run failed.", "job", ((job, float(bool(e))) for job, _, e in runs))

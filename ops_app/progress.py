@@ -22,7 +22,8 @@ BAR_WIDTH = 20
 
 def bar(share: float) -> str:
     """Return a bar of 20 characters for a share of 0..1, with its percentage."""
-    filled = round(min(max(share, 0.0), 1.0) * BAR_WIDTH)
+    share = min(max(share, 0.0), 1.0)
+    filled = round(share * BAR_WIDTH)
     return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {share:4.0%}"
 
 

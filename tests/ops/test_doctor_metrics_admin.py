@@ -144,15 +144,15 @@ def test_metrics_are_read_from_rows() -> None:
         leases.acquire("bot:main", holder="bot@x", ttl=timedelta(minutes=5))
         for slot, error in ((1, "Traceback"), (2, "")):
             JobRun.objects.create(
-                job="a", slot=slot, started_at=START, finished_at=START, seconds=slot / 2, error=error
+                job="ops.prune", slot=slot, started_at=START, finished_at=START, seconds=slot / 2, error=error
             )
         sim.advance(timedelta(seconds=30))
         found = samples()
     assert found["tradingbot_process_up", "bot main"] == 0
     assert found["tradingbot_process_silence_seconds", "bot main"] == 30
     assert found["tradingbot_lease_held", "bot:main"] == 1
-    assert found["tradingbot_job_seconds", "a"] == 1
-    assert found["tradingbot_job_failed", "a"] == 0
+    assert found["tradingbot_job_seconds", "ops.prune"] == 1
+    assert found["tradingbot_job_failed", "ops.prune"] == 0
     assert found["tradingbot_market_time_seconds", ""] == (START + timedelta(seconds=30)).timestamp()
 
 

@@ -180,15 +180,12 @@ while clock.monotonic() < end:
 """
 
 
-@pytest.mark.slow
-def test_t2_t3_two_real_processes_never_hold_a_lease_together_and_no_token_is_given_twice(
-    data_dir: Path, tmp_path: Path
-) -> None:
-    code = RACE.format(root=str(ROOT), mark=str(tmp_path / "held"))
+def race(environ: dict[str, str], mark: Path) -> None:
+    code = RACE.format(root=str(ROOT), mark=str(mark))
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", code],
-            env=environment(data_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -201,6 +198,22 @@ def test_t2_t3_two_real_processes_never_hold_a_lease_together_and_no_token_is_gi
     together = sorted(tokens[0] + tokens[1])
     assert together == list(range(1, len(together) + 1))
     assert all(own == sorted(own) for own in tokens)
+
+
+@pytest.mark.slow
+def test_t2_t3_two_real_processes_never_hold_a_lease_together_and_no_token_is_given_twice(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    race(environment(data_dir), tmp_path / "held")
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_t2_t3_the_same_race_on_postgresql(tmp_path: Path) -> None:
+    server = connection.settings_dict
+    login = f"{server['USER']}:{server['PASSWORD']}@{server['HOST']}:{server['PORT']}"
+    race(environment(tmp_path, DATABASE_URL=f"postgres://{login}/{server['NAME']}"), tmp_path / "held")
 
 
 @pytest.mark.django_db(transaction=True)

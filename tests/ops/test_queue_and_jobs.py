@@ -226,7 +226,7 @@ def test_i8_seeding_is_idempotent_follows_the_code_and_leaves_other_schedules_al
     assert {row.name: row.minutes for row in Schedule.objects.all()} == {"a": 10, "someone's": None}
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)  # the scheduler closes its old connections
 def test_i8_django_q_skips_late_runs_and_keeps_to_the_slots(own_jobs: None) -> None:
     from django_q.scheduler import scheduler
 
