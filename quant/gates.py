@@ -52,7 +52,7 @@ class GateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestWindow:
+class UnseenWindow:
     """Predictions on the unseen window, one row per signal: arrays of length n.
 
     ``y`` 0 or 1; ``probability`` of the challenger; ``net_return`` per trade after costs; ``time`` of the decision in
@@ -69,7 +69,7 @@ class TestWindow:
 
 
 def evaluate_gates(
-    window: TestWindow, *, base_rate: float, threshold: float, block: int, bounds: GateBounds
+    window: UnseenWindow, *, base_rate: float, threshold: float, block: int, bounds: GateBounds
 ) -> tuple[GateResult, ...]:
     """Hold a challenger against every gate; it may be promoted only if all passed.
 
@@ -127,7 +127,7 @@ def _at_least(name: str, value: float, bound: float, text: str) -> GateResult:
     return GateResult(name=name, value=value, bound=bound, passed=value >= bound, text=text)
 
 
-def _champion_gate(window: TestWindow, champion: NDArray[np.float64], *, block: int, bounds: GateBounds) -> GateResult:
+def _champion_gate(window: UnseenWindow, champion: NDArray[np.float64], *, block: int, bounds: GateBounds) -> GateResult:
     """The challenger must not be worse than the champion, beyond noise, where both saw nothing.
 
     Without enough such rows there is nothing to compare: the gate passes and says so, since the other gates have

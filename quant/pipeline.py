@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.calibration import fit_platt
-from quant.gates import GateBounds, GateResult, TestWindow, evaluate_gates
+from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
 from quant.metrics import (
     brier_score,
     calibration_curve,
@@ -131,9 +131,10 @@ def train(
     model.probe_rows = Probe(
         features=test.X[rows], symbol_codes=test.code[rows], predictions=model.predict(test.X[rows], test.code[rows])
     )
-    base_rate = float(np.average(develop.y, weights=develop.weight))
+    # The same samples as the calibration: a model that only knows a newer base rate than its rival has no skill.
+    base_rate = float(np.average(validation.y, weights=validation.weight))
     asked = None if champion is None else _ask_champion(champion, test, data.symbols, panel, spec)
-    window = TestWindow(
+    window = UnseenWindow(
         y=test.y,
         probability=probability,
         net_return=test.net_return,
@@ -146,7 +147,6 @@ def train(
     if champion is not None and asked is not None and np.isfinite(asked).any():
         seen = np.flatnonzero(np.isfinite(asked))
         champion_metrics = _measure(test.take(seen), asked[seen], base_rate, champion.threshold, block)
-    validation_base = float(np.average(validation.y, weights=validation.weight))
     metrics = {
         "base_rate": base_rate,
         "threshold": threshold,
@@ -158,7 +158,7 @@ def train(
             "test_end_ms": _close_ms(panel, int(test.t1.max())),
         },
         "development_samples": len(develop),
-        "validation": _measure(validation, validated, validation_base, threshold, block),
+        "validation": _measure(validation, validated, base_rate, threshold, block),
         "test": _measure(test, probability, base_rate, threshold, block),
         "calibration_curve": calibration_curve(test.y, probability),
         "importance": _importance(booster),
