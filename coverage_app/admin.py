@@ -1,4 +1,4 @@
-"""Admin pages of coverage: everything is shown, nothing is edited; people act through services that say what they did."""
+"""Admin pages of coverage: everything is shown, nothing is edited; people act through services that report."""
 
 from __future__ import annotations
 

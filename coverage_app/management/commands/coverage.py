@@ -45,8 +45,9 @@ class Command(BaseCommand):
     def _print(self, summary: selectors.CoverageSummary, rows: list[dict[str, Any]]) -> None:
         console = Console(file=self.stdout)  # type: ignore[arg-type]  # Django's OutputWrapper has what rich needs
         console.print(
-            f"{summary.market}: {summary.symbols} symbols, {summary.in_universe} in the universe, {summary.ready} ready,"
-            f" {summary.blocked} blocked; history of {summary.backfill.done} of {summary.backfill.total} fetched"
+            f"{summary.market}: {summary.symbols} symbols, {summary.in_universe} in the universe,"
+            f" {summary.ready} ready, {summary.blocked} blocked;"
+            f" history of {summary.backfill.done} of {summary.backfill.total} fetched"
         )
         counts = Table("Reason", "Open blocks")
         for reason, count in summary.by_reason.items():
