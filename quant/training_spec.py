@@ -46,11 +46,11 @@ class TrainingSpec:
     embargo_bars: int = 24
     test_fraction: float = 0.2
     stop_fraction: float = 0.15
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     num_leaves: int = 15
     min_leaf_samples: int = 200
-    max_trees: int = 300
-    stop_rounds: int = 30
+    max_trees: int = 150
+    stop_rounds: int = 15
     max_bin: int = 63
     min_samples: int = 500
     min_symbol_samples: int = 50
@@ -81,7 +81,6 @@ class TrainingSpec:
         """Settings for little data (about 10 symbols x 120 days of 1h) in about a second: soak and tests."""
         defaults: dict[str, Any] = {
             "n_splits": 2,
-            "learning_rate": 0.1,
             "num_leaves": 7,
             "min_leaf_samples": 100,
             "max_trees": 60,
