@@ -1,0 +1,284 @@
+"""Admin of training: runs with progress and log, the registry with its gates, who serves and why.
+
+Rows are read only: every change is an action that calls a service and says what it did. No model is loaded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from django.conf import settings
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import display
+
+from training_app import activation, registry, services
+from training_app.choices import ActivationKind, RunState
+from training_app.exceptions import RunRefused, TrainingAppError
+from training_app.models import (
+    Activation,
+    ActiveModel,
+    ArtifactSymbol,
+    GenerationCounter,
+    ModelArtifact,
+    RunSymbol,
+    TrainingRun,
+    TrainingScope,
+)
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows are written by the program. `change` rights let a person use the actions, not edit."""
+
+    list_fullwidth = True
+    list_per_page = 50
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_steer_permission(self, request: HttpRequest) -> bool:
+        """Whether this person may use the actions: the right to change rows of this table."""
+        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
+
+    def run_each(self, request: HttpRequest, rows: Iterable[Any], action: Callable[[Any, User], str]) -> None:
+        """Call `action` for each row and show what each did, or why it could not."""
+        person = cast("User", request.user)  # the admin is for people who are logged in
+        for row in rows:
+            try:
+                self.message_user(request, action(row, person), messages.SUCCESS)
+            except TrainingAppError as error:
+                self.message_user(request, str(error), messages.WARNING)
+
+
+class ReadOnlyInline(TabularInline):
+    """Rows that belong to the one that is shown."""
+
+    extra = 0
+    per_page = 50
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("symbol")
+
+
+@admin.register(TrainingScope)
+class TrainingScopeAdmin(ReadOnlyAdmin):
+    list_display = ("key", "decision", "not_before", "failures", "new_count", "last_started")
+    list_filter = ("market", "training_mode", "timeframe")
+    search_fields = ("key", "symbol__code")
+    ordering = ("key",)
+    actions = ("train",)
+
+    @display(description="Last run")
+    def last_started(self, scope: TrainingScope) -> str:
+        run = scope.runs.first()
+        return "" if run is None else f"#{run.run_no} {run.get_state_display()}"
+
+    @admin.action(description="Train now", permissions=["steer"])
+    def train(self, request: HttpRequest, queryset: QuerySet[TrainingScope]) -> None:
+        self.run_each(request, queryset, _train)
+
+
+class RunSymbolInline(ReadOnlyInline):
+    model = RunSymbol
+    fields = readonly_fields = ("symbol", "open", "verdict", "reason")
+
+
+@admin.register(TrainingRun)
+class TrainingRunAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id", "scope", "run_no", "state_label", "shown_progress", "trigger", "attempt", "created_at", "outcome",
+    )  # fmt: skip
+    list_filter = ("state", "trigger", "scope__training_mode")
+    search_fields = ("scope__key", "cause", "error")
+    list_select_related = ("scope",)
+    fields = (
+        ("scope", "run_no", "state"), ("trigger", "requested_by"), "cause", ("attempt", "max_attempts", "not_before"),
+        ("owner", "fencing_token"), ("lease_expires_at", "heartbeat_at", "enqueued_at"), "shown_progress", "error",
+        ("data_start", "data_end", "data_hash"), ("created_at", "started_at", "finished_at"), "shown_log",
+    )  # fmt: skip
+    readonly_fields = ("shown_progress", "shown_log")
+    inlines = (RunSymbolInline,)
+    actions = ("cancel",)
+
+    @display(
+        description="State",
+        label={"Promoted": "success", "Failed": "danger", "Refused by a gate": "warning", "Running": "info"},
+    )
+    def state_label(self, run: TrainingRun) -> str:
+        return RunState(run.state).label
+
+    @display(description="Progress")
+    def shown_progress(self, run: TrainingRun) -> SafeString:
+        percent = f"{run.progress:.0%}"
+        return format_html('<progress max="1" value="{}"></progress> {} {}', run.progress, percent, run.stage)
+
+    @display(description="Outcome")
+    def outcome(self, run: TrainingRun) -> str:
+        return (run.error.strip().rpartition("\n")[2] or run.cause)[:160]
+
+    @display(description="Log")
+    def shown_log(self, run: TrainingRun) -> SafeString:
+        return format_html("<pre>{}</pre>", run.log or "nothing yet")
+
+    @admin.action(description="Cancel", permissions=["steer"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[TrainingRun]) -> None:
+        self.run_each(request, queryset, _cancel)
+
+
+class ArtifactSymbolInline(ReadOnlyInline):
+    model = ArtifactSymbol
+    fields = readonly_fields = ("symbol",)
+
+
+@admin.register(ModelArtifact)
+class ModelArtifactAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id", "scope", "version", "gates_passed", "score", "shown_symbols", "serves", "against", "created_at",
+    )  # fmt: skip
+    list_filter = ("gates_passed", "training_mode", "symbol_encoding", "scope")
+    search_fields = ("scope__key", "sha256")
+    list_select_related = ("scope",)
+    fields = (
+        ("scope", "version", "run"), "against", "gates_table", ("threshold", "score", "gates_passed"),
+        ("training_mode", "symbol_encoding", "timeframe", "signal"), ("schema_hash", "label_hash", "label_spec"),
+        ("data_start", "data_end", "data_hash"), ("directory", "size", "sha256"), ("library_versions", "fencing_token"),
+        ("retired_at", "retired_reason"), "integrity_error", "panel_symbols", "metrics",
+    )  # fmt: skip
+    readonly_fields = ("gates_table", "against")
+    inlines = (ArtifactSymbolInline,)
+    actions = ("activate",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelArtifact]:
+        return super().get_queryset(request).prefetch_related("active_in", "artifact_symbols__symbol")
+
+    @display(description="Symbols")
+    def shown_symbols(self, artifact: ModelArtifact) -> int:
+        return len(artifact.artifact_symbols.all())
+
+    @display(description="Serves", boolean=True)
+    def serves(self, artifact: ModelArtifact) -> bool:
+        return bool(artifact.active_in.all())
+
+    @display(description="Against it")
+    def against(self, artifact: ModelArtifact) -> str:
+        return "; ".join(refusal.text for refusal in registry.refusals_of(artifact)) or "nothing"
+
+    @display(description="Gates")
+    def gates_table(self, artifact: ModelArtifact) -> SafeString:
+        rows = format_html_join(
+            "",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            (
+                (gate["name"], _number(gate["value"]), _number(gate["bound"]), _verdict(gate), gate["text"])
+                for gate in artifact.gates
+            ),
+        )  # fmt: skip
+        head = format_html("<tr><th>Gate</th><th>Value</th><th>Bound</th><th>Verdict</th><th>In words</th></tr>")
+        return format_html("<table>{}{}</table>", head, rows)
+
+    @admin.action(description="Activate", permissions=["steer"])
+    def activate(self, request: HttpRequest, queryset: QuerySet[ModelArtifact]) -> None:
+        self.run_each(request, queryset, _activate)
+
+
+@admin.register(ActiveModel)
+class ActiveModelAdmin(ReadOnlyAdmin):
+    list_display = ("slot", "artifact", "generation", "activated_at", "against")
+    search_fields = ("slot",)
+    list_select_related = ("artifact",)
+    actions = ("roll_back",)
+
+    @display(description="Against it")
+    def against(self, row: ActiveModel) -> str:
+        return "; ".join(refusal.text for refusal in registry.refusals_of(row.artifact)) or "nothing"
+
+    @admin.action(description="Roll back to the model before", permissions=["steer"])
+    def roll_back(self, request: HttpRequest, queryset: QuerySet[ActiveModel]) -> None:
+        self.run_each(request, queryset, _roll_back)
+
+
+@admin.register(Activation)
+class ActivationAdmin(ReadOnlyAdmin):
+    list_display = (
+        "requested_at", "slot", "artifact", "previous_artifact", "kind", "state", "generation", "requested_by",
+        "reason",
+    )  # fmt: skip
+    list_filter = ("state", "kind")
+    search_fields = ("slot", "reason")
+    list_select_related = ("artifact", "previous_artifact", "requested_by")
+
+
+@admin.register(RunSymbol)
+class RunSymbolAdmin(ReadOnlyAdmin):
+    list_display = ("run", "symbol", "open", "verdict", "reason")
+    list_filter = ("verdict", "open")
+    search_fields = ("symbol__code",)
+    list_select_related = ("run", "symbol")
+
+
+@admin.register(ArtifactSymbol)
+class ArtifactSymbolAdmin(ReadOnlyAdmin):
+    list_display = ("artifact", "symbol")
+    search_fields = ("symbol__code",)
+    list_select_related = ("artifact", "symbol")
+
+
+@admin.register(GenerationCounter)
+class GenerationCounterAdmin(ReadOnlyAdmin):
+    list_display = ("value",)
+
+
+def _train(scope: TrainingScope, person: User) -> str:
+    if (scope.training_mode, scope.timeframe) != (settings.TRAINING_MODE, settings.TIMEFRAME):
+        raise RunRefused(f"{scope.key} is not trained with the present TRAINING_MODE and TIMEFRAME")
+    symbols = None if scope.symbol_id is None else [scope.symbol_id]
+    (run,) = services.train_now(user=person, symbols=symbols)
+    state = run.get_state_display().lower()
+    return f"{scope.key}: run {run.run_no} is {state}, not before {run.not_before:%Y-%m-%d %H:%M}."
+
+
+def _cancel(run: TrainingRun, person: User) -> str:
+    services.cancel(run=run, user=person, why="by a person in the admin")
+    return f"Run {run.pk} was cancelled; a process that trains it stops at its next heartbeat."
+
+
+def _activate(artifact: ModelArtifact, person: User) -> str:
+    activation.request_activation(artifact=artifact, kind=ActivationKind.MANUAL, user=person, reason="in the admin")
+    return f"{artifact} of {artifact.scope.key}: a worker verifies and activates it; see Activations."
+
+
+def _roll_back(row: ActiveModel, person: User) -> str:
+    asked = activation.roll_back(slot=row.slot, user=person, reason="in the admin")
+    return (
+        f"{row.slot} goes back to {asked.artifact} and {row.artifact} is retired, as soon as a worker has verified it."
+    )
+
+
+def _verdict(gate: dict[str, Any]) -> str:
+    return "passed" if gate["passed"] else "refused"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "none"

@@ -1,0 +1,87 @@
+"""What `manage.py doctor` asks of training: is there a usable model, do runs move, are the files whole."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import sys
+from importlib import util
+
+from ops_app import clock
+from ops_app.doctor import Finding, check, ok, problem, warning
+from training_app import artifacts, selectors
+from training_app.exceptions import ArtifactError
+from training_app.models import TrainingRun, TrainingScope
+
+WAITS_TOO_LONG = dt.timedelta(minutes=10)
+"""Real time after which a run that is due should have been taken by a worker."""
+
+
+@check("lightgbm")
+def lightgbm_loads() -> Finding:
+    """The wheel needs OpenMP's library, which macOS does not have by itself."""
+    if util.find_spec("lightgbm") is None:
+        return problem("lightgbm is not installed", "Run `python3 run.py`: it installs what the lock file names.")
+    from quant.model import import_lightgbm
+
+    try:
+        version = import_lightgbm().__version__
+    except OSError as error:
+        how = "brew install libomp" if sys.platform == "darwin" else "apt-get install libgomp1"
+        return problem(f"lightgbm cannot be loaded: {error}", f"Install OpenMP: {how}")
+    return ok(f"lightgbm {version}")
+
+
+@check("active models", needs_tables=True)
+def active_models() -> list[Finding]:
+    slots = selectors.active_models()
+    if not slots:
+        scope = TrainingScope.objects.filter(market=selectors.market()).exclude(decision="").first()
+        why = scope.decision if scope is not None else "no symbol is ready yet"
+        return [
+            warning(f"no model serves: {why}", "`manage.py coverage` shows what is missing; `manage.py train` asks.")
+        ]
+    found = []
+    for slot in slots:
+        if not slot.usable:
+            against = "; ".join(refusal.text for refusal in slot.refusals)
+            found.append(
+                problem(f"{slot.slot}: {slot.artifact} cannot serve: {against}", "`manage.py models` shows the others.")
+            )
+            continue
+        try:
+            artifacts.verify_files(slot.artifact)
+        except ArtifactError as error:
+            found.append(
+                problem(str(error), "The plan falls back to the last good model within minutes, if a worker runs.")
+            )
+    return found or [ok(f"{len(slots)} serve {sum(len(slot.symbols) for slot in slots)} symbols, files are whole")]
+
+
+@check("training runs", needs_tables=True)
+def training_runs() -> Finding:
+    late = clock.market_now() - WAITS_TOO_LONG * clock.speed()
+    waiting = [run for run in selectors.open_runs() if run.state == "queued" and run.not_before < late]
+    if waiting:
+        return problem(
+            f"{len(waiting)} runs wait for a worker, the first is run {waiting[0].pk}",
+            "Is a training worker running? `python3 run.py` starts one.",
+        )
+    dead = TrainingRun.objects.filter(state="running", lease_expires_at__lt=clock.database_now()).count()
+    if dead:
+        return warning(
+            f"{dead} runs lost their process", "A worker's sweeper takes them up within 15 s; wait and look again."
+        )
+    return ok(f"{len(selectors.open_runs())} open")
+
+
+@check("artifact folder")
+def artifact_folder() -> Finding:
+    root = artifacts.root()
+    folder = root if root.exists() else root.parent
+    free = shutil.disk_usage(folder).free
+    if free < 1_000_000_000:
+        return warning(
+            f"{folder}: {free / 1e6:.0f} MB free", "A model needs about 2 MB, a training up to 1 GB: make room."
+        )
+    return ok(f"{root}: {free / 1e9:.0f} GB free")
