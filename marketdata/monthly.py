@@ -14,18 +14,20 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marketdata.errors import StoreError
+from quant.timeframes import DAY_MS
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 Columns = tuple[NDArray[Any], ...]
@@ -51,15 +53,66 @@ class _Layout:
             {"symbols": self.symbols, "counts": self.counts, "last_times": self.last_times}, separators=(",", ":")
         ).encode()
 
+    def groups(self) -> list[tuple[int, int]]:
+        """(first, last) symbol of each row group: as many whole symbols as begin within one group's rows."""
+        bounds: list[tuple[int, int]] = []
+        first = rows = 0
+        for index, count in enumerate(self.counts):
+            rows += count
+            if rows >= _ROW_GROUP_ROWS or index == len(self.counts) - 1:
+                bounds.append((first, index + 1))
+                first, rows = index + 1, 0
+        return bounds
+
     @classmethod
     def from_json(cls, text: bytes) -> _Layout:
         raw = json.loads(text)
         return cls(tuple(raw["symbols"]), tuple(raw["counts"]), tuple(raw["last_times"]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Month:
+    """An open month file, and which of its symbols are wanted (None: all)."""
+
+    path: Path
+    file: pq.ParquetFile
+    layout: _Layout
+    names: tuple[str, ...]
+    symbols: frozenset[str] | None
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each wanted symbol."""
+        rows = zip(self.layout.symbols, self.layout.counts, strict=True)
+        return {symbol: count for symbol, count in rows if self.symbols is None or symbol in self.symbols}
+
+    def pieces(self) -> Iterator[tuple[str, Columns]]:
+        """(symbol, columns) of the wanted symbols; reads only the row groups that hold one. Views: copy to keep."""
+        import pyarrow as pa
+
+        for number, (first, last) in enumerate(self.layout.groups()):
+            symbols = self.layout.symbols[first:last]
+            if self.symbols is not None and self.symbols.isdisjoint(symbols):
+                continue
+            try:
+                table = self.file.read_row_group(number, columns=list(self.names))
+            except (pa.ArrowException, OSError) as error:
+                raise StoreError.unreadable(self.path, error) from error
+            columns = tuple(table.column(name).to_numpy() for name in self.names)
+            start = 0
+            for symbol, count in zip(symbols, self.layout.counts[first:last], strict=True):
+                if self.symbols is None or symbol in self.symbols:
+                    yield symbol, tuple(column[start : start + count] for column in columns)
+                start += count
+
+
 def month_of(time_ms: int) -> str:
     """`2024-05` for a time in May 2024 UTC: the stem of the month's file."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m")
+    return _month_of_day(time_ms // DAY_MS)
+
+
+@lru_cache(maxsize=16_384)
+def _month_of_day(day: int) -> str:
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m")
 
 
 def month_bounds(stem: str) -> tuple[int, int]:
@@ -81,33 +134,48 @@ class MonthFiles:
     def read(
         self, symbols: frozenset[str] | None = None, since_ms: int | None = None, until_ms: int | None = None
     ) -> dict[str, Columns]:
-        """Series with since <= time < until, sorted by symbol; symbols without rows are left out. Shares no memory."""
-        pieces: dict[str, list[Columns]] = {}
-        for stem in self._stems():
-            start, end = month_bounds(stem)
-            if (since_ms is not None and end <= since_ms) or (until_ms is not None and start >= until_ms):
-                continue
-            low = since_ms if since_ms is not None and since_ms > start else None
-            high = until_ms if until_ms is not None and until_ms < end else None
-            for symbol, columns in self._read_month(self._path(stem), symbols):
-                if low is not None or high is not None:
-                    first = 0 if low is None else int(columns[0].searchsorted(low))
-                    last = len(columns[0]) if high is None else int(columns[0].searchsorted(high))
+        """Series with since <= time < until, sorted by symbol; symbols without rows are left out.
+
+        All series are parts of one block per column, filled month by month: nothing is copied twice, and at most one
+        month is held besides the result. Files stay open from the count to the copy, so a month that is replaced in
+        between changes nothing.
+        """
+        with ExitStack() as stack:
+            months = [
+                self._open_month(stack, stem, symbols)
+                for stem in self._stems()
+                if _overlaps(month_bounds(stem), since_ms, until_ms)
+            ]
+            room: dict[str, int] = {}
+            for month in months:
+                for symbol, count in month.counts().items():
+                    room[symbol] = room.get(symbol, 0) + count
+            ordered = sorted(room)
+            starts = dict(zip(ordered, np.cumsum([0, *(room[symbol] for symbol in ordered)]).tolist(), strict=False))
+            ends = dict(starts)
+            total = sum(room.values())
+            block = [np.empty(total, dtype=np.int64 if i == 0 else np.float64) for i in range(len(self._names))]
+            for month in months:
+                for symbol, columns in month.pieces():
+                    first = 0 if since_ms is None else int(columns[0].searchsorted(since_ms))
+                    last = len(columns[0]) if until_ms is None else int(columns[0].searchsorted(until_ms))
                     if first >= last:
                         continue
-                    columns = tuple(column[first:last] for column in columns)
-                pieces.setdefault(symbol, []).append(columns)
+                    at, ends[symbol] = ends[symbol], ends[symbol] + last - first
+                    for target, column in zip(block, columns, strict=True):
+                        target[at : ends[symbol]] = column[first:last]
         return {
-            symbol: tuple(np.concatenate([part[i] for part in pieces[symbol]]) for i in range(len(self._names)))
-            for symbol in sorted(pieces)
+            symbol: tuple(column[starts[symbol] : ends[symbol]] for column in block)
+            for symbol in ordered
+            if ends[symbol] > starts[symbol]
         }
 
     def last_times(self) -> dict[str, int]:
         """Newest stored time per symbol, from the footers alone."""
         newest: dict[str, int] = {}
         for stem in self._stems():  # ascending, so that later months overwrite
-            with self._opened(self._path(stem)) as file:
-                layout = self._layout(file, self._path(stem))
+            with ExitStack() as stack:
+                layout = self._open_month(stack, stem, None).layout
             newest.update(zip(layout.symbols, layout.last_times, strict=True))
         return newest
 
@@ -130,41 +198,33 @@ class MonthFiles:
         return sum(self._merge_month(stem, months[stem], guard) for stem in sorted(months))
 
     def _merge_month(self, stem: str, new: Mapping[str, Columns], guard: Callable[[], None]) -> bool:
-        path = self._path(stem)
-        merged = dict(self._read_month(path, None)) if path.exists() else {}
+        merged: dict[str, list[Columns]] = {}
+        with ExitStack() as stack:
+            if self._path(stem).exists():
+                for symbol, columns in self._open_month(stack, stem, None).pieces():
+                    merged.setdefault(symbol, []).append(columns)
         changed = False
         for symbol, columns in new.items():
             old = merged.get(symbol)
             if old is None:
-                merged[symbol], changed = columns, True
-            elif columns[0][0] > old[0][-1]:
-                merged[symbol], changed = _append(old, columns), True
+                merged[symbol], changed = [columns], True
+            elif columns[0][0] > old[-1][0][-1]:
+                old.append(columns)
+                changed = True
             else:
-                both = _merge(old, columns)
-                if any(not np.array_equal(a, b) for a, b in zip(both, old, strict=True)):
-                    merged[symbol], changed = both, True
+                [before] = old
+                both = _merge(before, columns)
+                if any(not np.array_equal(a, b) for a, b in zip(both, before, strict=True)):
+                    merged[symbol], changed = [both], True
         if changed:
-            self._replace(path, merged, guard)
+            self._replace(self._path(stem), merged, guard)
         return changed
 
-    def _replace(self, path: Path, series: Mapping[str, Columns], guard: Callable[[], None]) -> None:
-        import pyarrow.parquet as pq
-
-        table = self._table(series)
+    def _replace(self, path: Path, series: Mapping[str, list[Columns]], guard: Callable[[], None]) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{_TEMPORARY}")
         try:
             with temporary.open("wb") as file:
-                pq.write_table(
-                    table,
-                    file,
-                    row_group_size=_ROW_GROUP_ROWS,
-                    compression="zstd",
-                    compression_level=1,
-                    use_dictionary=["symbol", self._names[0]],
-                    use_byte_stream_split=list(self._names[1:]),
-                    write_statistics=False,
-                    write_page_checksum=True,
-                )
+                self._write_table(file, series)
                 file.flush()
                 os.fsync(file.fileno())
             guard()
@@ -174,16 +234,38 @@ class MonthFiles:
             raise
         _fsync_folder(self._folder)
 
-    def _table(self, series: Mapping[str, Columns]) -> pa.Table:
+    def _write_table(self, file: IO[bytes], series: Mapping[str, list[Columns]]) -> None:
+        """Row groups hold whole symbols, so that a reader finds each series in one piece, without a copy."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         ordered = sorted(series)
-        counts = [len(series[symbol][0]) for symbol in ordered]
-        layout = _Layout(tuple(ordered), tuple(counts), tuple(int(series[symbol][0][-1]) for symbol in ordered))
-        codes = np.repeat(np.arange(len(ordered), dtype=np.int32), counts)
-        arrays = [pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(ordered, pa.string()))]
-        arrays += [pa.array(np.concatenate([series[symbol][i] for symbol in ordered])) for i in range(len(self._names))]
-        return pa.table(arrays, names=["symbol", *self._names]).replace_schema_metadata({_LAYOUT_KEY: layout.to_json()})
+        layout = _Layout(
+            tuple(ordered),
+            tuple(sum(len(part[0]) for part in series[symbol]) for symbol in ordered),
+            tuple(int(series[symbol][-1][0][-1]) for symbol in ordered),
+        )
+        types = [pa.dictionary(pa.int32(), pa.string()), pa.int64(), *[pa.float64()] * (len(self._names) - 1)]
+        schema = pa.schema(zip(("symbol", *self._names), types, strict=True), metadata={_LAYOUT_KEY: layout.to_json()})
+        with pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["symbol", self._names[0]],
+            use_byte_stream_split=list(self._names[1:]),
+            write_statistics=False,
+            write_page_checksum=True,
+        ) as writer:
+            for first, last in layout.groups():
+                symbols = ordered[first:last]
+                codes = np.repeat(np.arange(len(symbols), dtype=np.int32), layout.counts[first:last])
+                arrays = [pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(symbols, pa.string()))]
+                arrays += [
+                    pa.array(np.concatenate([part[i] for symbol in symbols for part in series[symbol]]))
+                    for i in range(len(self._names))
+                ]
+                writer.write_table(pa.table(arrays, schema=schema), row_group_size=max(len(codes), 1))
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a writer that was killed. Safe: there is one writer, and it holds the lease (`guard`)."""
@@ -205,45 +287,28 @@ class MonthFiles:
     def _path(self, stem: str) -> Path:
         return self._folder / f"{stem}{_SUFFIX}"
 
-    def _opened(self, path: Path) -> pq.ParquetFile:
+    def _open_month(self, stack: ExitStack, stem: str, symbols: frozenset[str] | None) -> _Month:
+        """Open a month's file for as long as `stack` lives, and check its footer."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        path = self._path(stem)
         try:
-            return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            file = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
         except (pa.ArrowException, OSError) as error:
             raise StoreError.unreadable(path, error) from error
-
-    def _layout(self, file: pq.ParquetFile, path: Path) -> _Layout:
         text = (file.schema_arrow.metadata or {}).get(_LAYOUT_KEY)
         if text is None or tuple(file.schema_arrow.names) != ("symbol", *self._names):
             raise StoreError.unreadable(path, ValueError("it was not written by this program"))
         layout = _Layout.from_json(text)
-        if sum(layout.counts) != file.metadata.num_rows:
-            raise StoreError.unreadable(path, ValueError("the row counts of its footer disagree"))
-        return layout
+        rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        if rows != [sum(layout.counts[first:last]) for first, last in layout.groups()]:
+            raise StoreError.unreadable(path, ValueError("its footer does not fit its rows"))
+        return _Month(path, file, layout, self._names, symbols)
 
-    def _read_month(self, path: Path, symbols: frozenset[str] | None) -> Iterator[tuple[str, Columns]]:
-        """(symbol, columns) in file order. The columns are views into the month's buffers: copy before keeping."""
-        import pyarrow as pa
 
-        with self._opened(path) as file:
-            layout = self._layout(file, path)
-            starts = np.concatenate([[0], np.cumsum(layout.counts)])
-            wanted = [i for i, symbol in enumerate(layout.symbols) if symbols is None or symbol in symbols]
-            if not wanted:
-                return
-            first_group = int(starts[wanted[0]]) // _ROW_GROUP_ROWS
-            last_group = (int(starts[wanted[-1] + 1]) - 1) // _ROW_GROUP_ROWS
-            try:
-                table = file.read_row_groups(list(range(first_group, last_group + 1)), columns=list(self._names))
-            except (pa.ArrowException, OSError) as error:
-                raise StoreError.unreadable(path, error) from error
-        columns = tuple(table.column(name).to_numpy() for name in self._names)
-        offset = first_group * _ROW_GROUP_ROWS
-        for i in wanted:
-            low, high = int(starts[i]) - offset, int(starts[i + 1]) - offset
-            yield layout.symbols[i], tuple(column[low:high] for column in columns)
+def _overlaps(bounds: tuple[int, int], since_ms: int | None, until_ms: int | None) -> bool:
+    return (since_ms is None or bounds[1] > since_ms) and (until_ms is None or bounds[0] < until_ms)
 
 
 def _split_by_month(columns: Columns) -> Iterator[tuple[str, Columns]]:
@@ -254,10 +319,6 @@ def _split_by_month(columns: Columns) -> Iterator[tuple[str, Columns]]:
         end = int(times.searchsorted(month_bounds(stem)[1]))
         yield stem, tuple(column[position:end] for column in columns)
         position = end
-
-
-def _append(old: Columns, new: Columns) -> Columns:
-    return tuple(np.concatenate([a, b]) for a, b in zip(old, new, strict=True))
 
 
 def _merge(old: Columns, new: Columns) -> Columns:

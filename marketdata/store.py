@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketdata.monthly import Columns, MonthFiles
-from quant.candles import Candles
+from quant.candles import CandleError, Candles
 from quant.panel import Panel
 from quant.timeframes import timeframe_ms
 
@@ -48,8 +48,7 @@ class CandleStore:
         """
         step_ms = timeframe_ms(timeframe)
         files = self._files(market, timeframe, CANDLE_COLUMNS)
-        for series in candles.values():
-            series.validate(step_ms)
+        _validate_all(candles, step_ms)
         return files.write({symbol: _columns(series) for symbol, series in candles.items() if len(series)}, guard)
 
     def read(
@@ -132,6 +131,28 @@ class CandleStore:
 
 def _frozen(symbols: Iterable[str] | None) -> frozenset[str] | None:
     return None if symbols is None else frozenset(symbols)
+
+
+def _validate_all(candles: Mapping[str, Candles], step_ms: int) -> None:
+    """`Candles.validate` for all at once: an append is one candle of each of many symbols. Names the symbol."""
+    filled = [series for series in candles.values() if len(series)]
+    if not filled:
+        return
+    time, opened, high, low, close, volume = (
+        np.concatenate(columns) for columns in zip(*map(_columns, filled), strict=True)
+    )
+    is_first = np.zeros(len(time), dtype=np.bool_)
+    is_first[np.cumsum([0, *(len(series) for series in filled[:-1])])] = True
+    is_good = (low > 0) & (low <= opened) & (low <= close) & (high >= opened) & (high >= close) & (volume >= 0)
+    is_good &= np.isfinite(high) & np.isfinite(volume) & (time % step_ms == 0)
+    is_good[1:] &= (np.diff(time) > 0) | is_first[1:]
+    if is_good.all():
+        return
+    for symbol, series in candles.items():
+        try:
+            series.validate(step_ms)
+        except CandleError as error:
+            raise CandleError(f"{symbol}: {error}") from error
 
 
 def _columns(candles: Candles) -> Columns:
