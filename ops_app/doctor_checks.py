@@ -193,9 +193,9 @@ def beats() -> Iterator[Finding]:
         return
     for pulse in found:
         if pulse.alive:
-            yield ok(f"{pulse.kind} {pulse.name} lives (pid {pulse.pid} on {pulse.host})")
+            yield ok(f"{pulse.name} lives (pid {pulse.pid} on {pulse.host})")
         else:
             yield problem(
-                f"{pulse.kind} {pulse.name} on {pulse.host} has been silent for {pulse.age.total_seconds():.0f} s",
+                f"{pulse.name} on {pulse.host} has been silent for {pulse.age.total_seconds():.0f} s",
                 f"Look at its log, then start it again ({RUNALL}).",
             )

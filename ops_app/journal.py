@@ -47,7 +47,13 @@ def record_many(
     now, real = clock.market_now(), clock.real_now()
     events = [
         Event(
-            created_at=now, recorded_at=real, severity=severity, kind=kind, subject=subject[:120], text=text, user=user
+            created_at=now,
+            recorded_at=real,
+            severity=severity,
+            kind=kind,
+            subject=subject[:120],
+            text=text,
+            user=cast("User | None", user),
         )
         for kind, subject, text in entries
     ]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from ops_app import clock
+from ops_app import clock, heartbeats
 from ops_app.models import MarketClock
 
 
@@ -63,6 +63,12 @@ def ensure() -> str:
         return f"market clock starts at {start:%Y-%m-%d %H:%M} UTC and runs {wanted_speed():g} x"
     if row.speed == wanted_speed():
         return ""
+    running = [pulse.name for pulse in heartbeats.pulses() if pulse.alive]
+    if running:  # each process has read the row once: two speeds at a time would be two times
+        raise CommandError(
+            f"The market clock runs {row.speed:g} x and cannot be set to {wanted_speed():g} x while "
+            f"{', '.join(running)} runs. Stop everything (Ctrl-C in the terminal of runall; after a kill wait a minute), then try again."
+        )
     # Market time goes on from where it is: nothing that was due becomes undue.
     now = clock.market_time(real=real, market_start=row.market_start, real_start=row.real_start, speed=row.speed)
     MarketClock.objects.filter(pk=row.pk, speed=row.speed, real_start=row.real_start).update(

@@ -19,7 +19,7 @@ def watch_heartbeats() -> str:
     raised = 0
     for key, pulse in silent.items():
         text = (
-            f"{pulse.kind} {pulse.name} on {pulse.host or 'an unknown host'} has been silent for "
+            f"{pulse.name} on {pulse.host or 'an unknown host'} has been silent for "
             f"{pulse.age.total_seconds():.0f} s. Look at its log, then start it again."
         )
         raised += alerts.raise_alert(key, text, Severity.CRITICAL) is not None

@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops_app import clock, market_clock
+from ops_app import clock, heartbeats, market_clock
 from ops_app.models import Heartbeat, MarketClock
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -106,6 +106,19 @@ def test_another_speed_does_not_move_market_time(settings) -> None:
         assert "3600" in market_clock.ensure()
         row = MarketClock.objects.get()
         assert (row.market_start, row.real_start) == (START + timedelta(hours=10), clock.real_now())
+
+
+@pytest.mark.django_db
+def test_the_speed_is_not_changed_under_running_processes(settings) -> None:
+    with clock.simulated(START) as sim:
+        settings.SIM_SPEED = 60.0
+        market_clock.ensure()
+        heartbeats.beat("bot:main", "bot", 20)
+        settings.SIM_SPEED = 3600.0
+        with pytest.raises(CommandError, match=r"while bot:main runs"):
+            market_clock.ensure()
+        sim.advance(timedelta(seconds=21))
+        assert "3600" in market_clock.ensure()
 
 
 @pytest.mark.django_db

@@ -16,7 +16,7 @@ from django.test import RequestFactory
 from django_q.models import Schedule
 
 from coverage_app.models import Symbol
-from ops_app import clock, guards, jobs, setup_steps
+from ops_app import clock, guards, jobs, setup_steps, wsgi_guard
 from ops_app.models import MarketClock
 from tradingsite import setup_steps as steps
 
@@ -111,6 +111,32 @@ def test_a_migrated_database_passes_and_a_missing_migration_is_named(monkeypatch
     monkeypatch.setattr(guards, "unapplied_migrations", lambda: ["ops_app.0002_queue_indexes"])
     with pytest.raises(guards.NotMigrated, match=r"ops_app.0002_queue_indexes.*manage setup"):
         guards.require_migrated()
+
+
+@pytest.mark.django_db
+def test_a_website_on_a_database_without_tables_names_the_fix_on_every_page_until_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[str] = []
+    missing = ["ops_app.0001_initial"]
+    asked: list[bool] = []
+
+    def unapplied() -> list[str]:
+        asked.append(True)
+        return missing
+
+    monkeypatch.setattr(guards, "unapplied_migrations", unapplied)
+    site = wsgi_guard.until_migrated(lambda environ, start: [b"page"])
+
+    def get(path: str) -> bytes:
+        return b"".join(site({"PATH_INFO": path}, lambda status, headers: answers.append(status)))
+
+    assert b"Run: python3 run.py manage setup" in get("/")
+    assert answers == ["503 Service Unavailable"]
+    assert get("/healthz") == b"page"
+    missing.clear()
+    assert get("/") == get("/symbols/") == b"page"
+    assert len(asked) == 2, "a migrated database is not asked again"
 
 
 def test_options_never_shows_a_secret(settings) -> None:
