@@ -22,7 +22,7 @@ from training_app.exceptions import ActivationRefused, ArtifactError
 from training_app.models import Activation, ActiveModel, GenerationCounter, ModelArtifact
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser
+    from django.contrib.auth.models import User
 
 APPLY_TASK = "training_app.tasks.apply_activation"
 
@@ -31,7 +31,7 @@ def request_activation(
     *,
     artifact: ModelArtifact,
     kind: ActivationKind | str = ActivationKind.MANUAL,
-    user: AbstractBaseUser | None = None,
+    user: User | None = None,
     reason: str = "",
 ) -> Activation:
     """Record that `artifact` shall serve its slot, and ring a worker that verifies and applies it.
@@ -72,7 +72,7 @@ def request_activation(
     return requested
 
 
-def roll_back(*, slot: str, user: AbstractBaseUser | None = None, reason: str = "") -> Activation:
+def roll_back(*, slot: str, user: User | None = None, reason: str = "") -> Activation:
     """Ask for the artifact that served `slot` before the present one and is still good.
 
     The one that is rolled back is retired when the request is applied, so that no later pass promotes it again.
@@ -122,7 +122,7 @@ def apply_activation(activation_id: int) -> Activation | None:
 
 
 def activate(
-    *, artifact: ModelArtifact, kind: ActivationKind | str, reason: str = "", user: AbstractBaseUser | None = None
+    *, artifact: ModelArtifact, kind: ActivationKind | str, reason: str = "", user: User | None = None
 ) -> Activation:
     """Make a verified artifact active in its slot at once, inside the caller's transaction (publish).
 

@@ -160,7 +160,8 @@ def test_two_processes_claim_one_run_and_a_kill_in_the_middle_ends_in_one_accept
     by_pid = {child.pid: child for child in first}
     victim = by_pid.pop(int(owner.split(":")[1]))
     victim.send_signal(signal.SIGKILL)
-    assert victim.wait(PATIENCE) == -signal.SIGKILL
+    victim.communicate(timeout=PATIENCE)
+    assert victim.returncode == -signal.SIGKILL
     (loser,) = by_pid.values()
     output, _ = loser.communicate(timeout=PATIENCE)
     assert loser.returncode == 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db.models import Max
 
 from coverage_app import selectors as coverage_selectors
@@ -70,7 +70,7 @@ def plan() -> list[TrainingRun]:
     return requested
 
 
-def train_now(*, user: AbstractBaseUser | None = None, symbols: Collection[int] | None = None) -> list[TrainingRun]:
+def train_now(*, user: User | None = None, symbols: Collection[int] | None = None) -> list[TrainingRun]:
     """Request a run for a person: of every scope, or of the scopes that train the symbol ids `symbols`.
 
     A scope that may not train yet (I5) gets a run that waits; a scope with an open run returns it. Raises RunRefused
@@ -134,7 +134,7 @@ def _read(market: str, now: dt.datetime) -> _Plan:
     )
 
 
-def _scopes(look: _Plan) -> list[TrainingScope]:
+def _scopes(look: _Plan) -> Sequence[TrainingScope]:
     """Return the scopes of the settings' mode, with the missing ones made: one, or one for each ready symbol."""
     of_mode = {
         "market": look.market, "training_mode": settings.TRAINING_MODE, "timeframe": settings.TIMEFRAME

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Collection
 
 from django.conf import settings
-from django.contrib.auth.models import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.db.models import F
 
@@ -43,7 +43,7 @@ def request_run(
     cause: str,
     symbols: Collection[int],
     not_before: dt.datetime | None = None,
-    user: AbstractBaseUser | None = None,
+    user: User | None = None,
 ) -> TrainingRun:
     """Return the scope's open run, or a new one of the symbol ids `symbols` that starts at `not_before` (T1, T2).
 
@@ -80,7 +80,7 @@ def _insert_run(
     symbols: Collection[int],
     not_before: dt.datetime,
     now: dt.datetime,
-    user: AbstractBaseUser | None,
+    user: User | None,
 ) -> TrainingRun:
     scope = TrainingScope.objects.select_for_update().get(pk=scope_id)
     wanted = sorted(set(symbols))
@@ -126,7 +126,7 @@ def ring(run_id: int) -> None:
 def cancel(
     *,
     run: TrainingRun,
-    user: AbstractBaseUser | None = None,
+    user: User | None = None,
     why: str = "by a person",
     recheck_at: dt.datetime | None = None,
 ) -> TrainingRun:
