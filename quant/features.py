@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from quant.panel import Panel
 
 
+# Values per round of step and rank: what the step wrote is still in the cache when it is ranked.
+_CHUNK_VALUES = 2**17
+
+
 @dataclass(slots=True, eq=False)
 class FeatureState:
     """All that the step remembers: ``values`` float64[S, K] and ``counters`` int64[S, C] per symbol, and the market."""
@@ -89,6 +93,7 @@ def step(
     _check_next(state, open_time_ms)
     out = np.empty((state.n_symbols, len(state.schema)), dtype=np.float32)
     kernel.step_rows(*_arrays(state), open_time_ms, *columns, out, *_scratch(state.n_symbols))
+    _rank(state.schema, out[np.newaxis])
     state.last_open_ms = open_time_ms
     return out
 
@@ -113,35 +118,47 @@ def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None
     if state.step_ms not in (None, panel.step_ms):
         raise ValueError(f"the panel's step is {panel.step_ms} ms and the state's {state.step_ms}: use one timeframe")
     _check_next(state, int(panel.open_time[0]))
-    kernel.replay_rows(
-        *_arrays(state),
-        panel.open_time,
-        panel.open,
-        panel.high,
-        panel.low,
-        panel.close,
-        panel.volume,
-        panel.funding,
-        out,
-        *_scratch(state.n_symbols),
-    )
+    scratch = _scratch(state.n_symbols)
+    rows = max(1, _CHUNK_VALUES // (out[0].size + 1))
+    for start in range(0, panel.n_times, rows):
+        part = slice(start, start + rows)
+        kernel.replay_rows(
+            *_arrays(state),
+            panel.open_time[part],
+            panel.open[part],
+            panel.high[part],
+            panel.low[part],
+            panel.close[part],
+            panel.volume[part],
+            panel.funding[part],
+            out[part],
+            *scratch,
+        )
+        _rank(state.schema, out[part])
     state.step_ms = panel.step_ms
     state.last_open_ms = int(panel.open_time[-1])
     return out
 
 
 def warm_cache() -> None:
-    """Compile the kernel and store it on disk, so that no first decision waits for a compiler."""
-    nothing = np.full(3, np.nan)
-    for market_wide in (True, False):
-        state = FeatureState.create(FeatureSchema(market_wide=market_wide), 3)
-        bar = dict.fromkeys(("open", "high", "low", "close", "volume", "funding"), nothing)
-        step(state, open_time_ms=0, **bar)
-        grid = np.full((1, 3), np.nan)
-        out = np.empty((1, 3, len(state.schema)), dtype=np.float32)
-        times = np.zeros(1, dtype=np.int64)
-        kernel.replay_rows(*_arrays(state), times, grid, grid, grid, grid, grid, grid, out, *_scratch(3))
+    """Compile the kernels and store them on disk, so that no first decision waits for a compiler."""
+    schema = FeatureSchema()
+    grid, out = np.full((1, 3), np.nan), np.empty((1, 3, len(schema)), dtype=np.float32)
+    state = FeatureState.create(schema, 3)
+    step(state, open_time_ms=0, **dict.fromkeys(("open", "high", "low", "close", "volume", "funding"), grid[0]))
+    times = np.zeros(1, dtype=np.int64)
+    kernel.replay_rows(*_arrays(state), times, grid, grid, grid, grid, grid, grid, out, *_scratch(3))
     label_kernel.warm_cache()
+
+
+def _rank(schema: FeatureSchema, features: NDArray[np.float32]) -> None:
+    """Write the cross-sectional ranks into finished rows [T, S, F]."""
+    if not schema.market_wide:
+        return
+    keys = np.empty((features.shape[0], len(kernel.RANKED), features.shape[1]), dtype=np.uint64)
+    kernel.pack_keys(features, keys)
+    keys.sort(axis=-1)
+    kernel.write_ranks(keys, features)
 
 
 def _check_next(state: FeatureState, open_time_ms: int) -> None:
@@ -163,10 +180,4 @@ def _arrays(state: FeatureState) -> tuple[NDArray[np.generic], ...]:
 
 
 def _scratch(n_symbols: int) -> tuple[NDArray[np.generic], ...]:
-    return (
-        np.empty((kernel.N_SCRATCH, n_symbols)),
-        np.empty(n_symbols, dtype=np.int8),
-        np.empty(n_symbols, dtype=np.uint64),
-        np.empty(n_symbols, dtype=np.uint64),
-        np.empty((4, 256), dtype=np.int64),
-    )
+    return (np.empty((kernel.N_SCRATCH, n_symbols)), np.empty(n_symbols, dtype=np.int8))

@@ -1,9 +1,10 @@
 """The compiled step: one bar of every symbol in, one row of features out, the state advanced in place.
 
 ``step_rows`` is what the bot calls per closed candle, ``replay_rows`` loops over the very same function, so features in
-training and live are equal to the bit (I13). No fastmath: the compiler must not reorder sums. Helpers are in one file
-because numba's cache notices changes of this file only. ``quant.schema`` holds the rules and the formulas; a test
-compares the column numbers below with its names.
+training and live are equal to the bit (I13). Ranks follow from finished rows alone; between ``pack_keys`` and
+``write_ranks`` NumPy sorts, which is several times faster than a compiled sort here. No fastmath: the compiler must not
+reorder sums. Everything is in one file because numba's cache notices changes of this file only. ``quant.schema`` holds
+the rules and the formulas; a test compares the column numbers below with its names.
 
 State of a symbol: one row of float64 (averages, then rings of the last candles) and one row of int64 (counters). All
 zero means that nothing was seen.
@@ -33,6 +34,7 @@ FUNDING_RATE, FUNDING_MEAN_168 = range(36, 38)
 MARKET_RETURN_1, MARKET_RETURN_24, MARKET_VOLATILITY_24, MARKET_BREADTH = range(38, 42)
 BETA_168, RESIDUAL_RETURN_1, RESIDUAL_RETURN_24 = range(42, 45)
 RETURN_24_RANK, VOLATILITY_24_RANK, VOLUME_ZSCORE_24_RANK = range(45, 48)
+RANKED = (RETURN_24, VOLATILITY_24, VOLUME_ZSCORE_24)  # their ranks are the last columns, in this order
 
 # --- a symbol's averages (float64) ---
 _CLOSE, _HIGH, _LOW, _LOG_CLOSE, _RETURN = range(5)
@@ -81,6 +83,7 @@ _FIXED_POINT = 2.0**40
 # Scratch rows per symbol.
 _S_LOG_CLOSE, _S_RETURN, _S_LOG_RANGE, _S_LOG_TURNOVER, _S_TURNOVER = range(5)
 N_SCRATCH = 5
+_NO_RANK = 0xFFFFFFFF  # sorts after every number
 _MISSING, _FRESH, _LINKED = 0, 1, 2  # no candle; a candle; a candle that follows the one of the bar before
 
 
@@ -395,52 +398,49 @@ def _symbol(values, counters, s, k, o, h, l, c, funding, log_close, change, log_
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _rank(out, bits, source, target, keys, swap, counts):
-    """Write percentile ranks of column ``source`` to column ``target``; ties share their mean rank, NaN has none.
+def pack_keys(out, keys):
+    """Fill ``keys`` uint64 [T, ranks, S] of the ranked columns: float32 bits in an order that sorts, then the symbol.
 
-    A radix sort of (order-preserving bits of the float32, symbol): four passes of counting, a third of the cost of
-    comparing.
+    NaN sorts last; -0.0 and 0.0 are equal.
     """
-    n = 0
-    counts[:] = 0
-    for s in range(out.shape[0]):
-        if out[s, source] != out[s, source]:
-            continue
-        b = np.uint64(bits[s, source]) if out[s, source] != 0.0 else np.uint64(0)  # -0.0 and 0.0 are a tie
-        b = b ^ np.uint64(0xFFFFFFFF) if b & np.uint64(0x80000000) else b | np.uint64(0x80000000)
-        keys[n] = (b << np.uint64(32)) | np.uint64(s)
-        n += 1
-        for digit in range(4):
-            counts[digit, (b >> np.uint64(8 * digit)) & np.uint64(0xFF)] += 1
-    if n < MIN_MARKET_SYMBOLS:
-        return
-    for digit in range(4):
-        shift = np.uint64(32 + 8 * digit)
-        position = 0
-        for value in range(256):
-            count = counts[digit, value]
-            counts[digit, value] = position
-            position += count
-        for i in range(n):
-            value = (keys[i] >> shift) & np.uint64(0xFF)
-            swap[counts[digit, value]] = keys[i]
-            counts[digit, value] += 1
-        keys, swap = swap, keys
-    scale = 0.5 / (n - 1)
-    i = 0
-    while i < n:
-        j = i
-        while j + 1 < n and keys[j + 1] >> np.uint64(32) == keys[i] >> np.uint64(32):
-            j += 1
-        for tied in range(i, j + 1):
-            out[np.int64(keys[tied] & np.uint64(0xFFFFFFFF)), target] = (i + j) * scale
-        i = j + 1
+    bits = out.view(np.uint32)
+    for t in range(out.shape[0]):
+        for r, source in enumerate(RANKED):
+            for s in range(out.shape[1]):
+                value = out[t, s, source]
+                b = np.uint64(bits[t, s, source]) if value != 0.0 else np.uint64(0)
+                b = b ^ np.uint64(0xFFFFFFFF) if b & np.uint64(0x80000000) else b | np.uint64(0x80000000)
+                if value != value:
+                    b = np.uint64(_NO_RANK)
+                keys[t, r, s] = (b << np.uint64(32)) | np.uint64(s)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def write_ranks(keys, out):
+    """Write percentile ranks from sorted ``keys``: ties share their mean rank, and NaN has none."""
+    for t in range(out.shape[0]):
+        for r in range(len(RANKED)):
+            row = keys[t, r]
+            n = len(row)
+            while n > 0 and row[n - 1] >> np.uint64(32) == np.uint64(_NO_RANK):
+                n -= 1
+            if n < MIN_MARKET_SYMBOLS:
+                continue
+            scale = 0.5 / (n - 1)
+            i = 0
+            while i < n:
+                j = i
+                while j + 1 < n and row[j + 1] >> np.uint64(32) == row[i] >> np.uint64(32):
+                    j += 1
+                for tied in range(i, j + 1):
+                    out[t, np.int64(row[tied] & np.uint64(0xFFFFFFFF)), RETURN_24_RANK + r] = (i + j) * scale
+                i = j + 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def step_rows(
     values, counters, market, market_counters, warmup, time_ms, open_, high, low, close, volume, funding, out,
-    scratch, status, keys, swap, counts,
+    scratch, status,
 ):  # fmt: skip
     """Advance the state by one bar and write float32 [S, F] to ``out``; F tells whether market features are wanted."""
     market_wide = out.shape[1] > MARKET_RETURN_1
@@ -484,21 +484,16 @@ def step_rows(
         out[s, HOUR_COS] = hour_cos
         out[s, WEEKDAY_SIN] = weekday_sin
         out[s, WEEKDAY_COS] = weekday_cos
-    if market_wide:
-        bits = out.view(np.uint32)
-        _rank(out, bits, RETURN_24, RETURN_24_RANK, keys, swap, counts)
-        _rank(out, bits, VOLATILITY_24, VOLATILITY_24_RANK, keys, swap, counts)
-        _rank(out, bits, VOLUME_ZSCORE_24, VOLUME_ZSCORE_24_RANK, keys, swap, counts)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def replay_rows(
     values, counters, market, market_counters, warmup, times_ms, open_, high, low, close, volume, funding, out,
-    scratch, status, keys, swap, counts,
+    scratch, status,
 ):  # fmt: skip
     """Step through float64 [T, S] panels and write float32 [T, S, F]."""
     for t in range(times_ms.shape[0]):
         step_rows(
             values, counters, market, market_counters, warmup, times_ms[t], open_[t], high[t], low[t], close[t],
-            volume[t], funding[t], out[t], scratch, status, keys, swap, counts,
+            volume[t], funding[t], out[t], scratch, status,
         )  # fmt: skip

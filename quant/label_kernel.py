@@ -20,6 +20,20 @@ def warm_cache() -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _next_due(funding):
+    """Per row, the first row from it on in which any symbol has funding (the number of rows if there is none)."""
+    n_times, n_symbols = funding.shape
+    due = np.full(n_times + 2, n_times, dtype=np.int64)
+    for t in range(n_times - 1, -1, -1):
+        due[t] = due[t + 1]
+        for s in range(n_symbols):
+            if funding[t, s] != 0.0:
+                due[t] = t
+                break
+    return due
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def walk(
     open_, high, low, close, funding, side, atr_pct, profit_take, stop_loss, horizon, cost,
     t_index, s_index, sides, t1_index, net_return, label, touch,
@@ -27,6 +41,7 @@ def walk(
     """Walk each sample's path; return the number of samples written."""
     n_times, n_symbols = side.shape
     count = 0
+    next_due = _next_due(funding)
     # Row by row: neighbouring symbols share cache lines, and the rows of one horizon stay in the cache.
     for t in range(n_times - horizon):
         for s in range(n_symbols):
@@ -43,33 +58,37 @@ def walk(
             end = t + horizon
             price = last
             reached = TIME
-            for j in range(t + 1, t + horizon + 1):
-                # NaN compares false: a missing candle touches nothing.
-                if direction > 0.0:
-                    stopped = low[j, s] <= stop
-                    won = high[j, s] >= target
-                else:
-                    stopped = high[j, s] >= stop
-                    won = low[j, s] <= target
-                if stopped:
-                    price = min(stop, open_[j, s]) if direction > 0.0 else max(stop, open_[j, s])
-                    reached = STOP
-                    end = j
-                    break
-                if won:
-                    price = target
-                    reached = TARGET
-                    end = j
-                    break
+            # NaN compares false: a missing candle touches nothing.
+            if direction > 0.0:
+                for j in range(t + 1, t + horizon + 1):
+                    if low[j, s] <= stop:
+                        price, reached, end = min(stop, open_[j, s]), STOP, j
+                        break
+                    if high[j, s] >= target:
+                        price, reached, end = target, TARGET, j
+                        break
+            else:
+                for j in range(t + 1, t + horizon + 1):
+                    if high[j, s] >= stop:
+                        price, reached, end = max(stop, open_[j, s]), STOP, j
+                        break
+                    if low[j, s] <= target:
+                        price, reached, end = target, TARGET, j
+                        break
             ratio = price / entry
             paid = 0.0
-            mark = entry
-            for j in range(t + 1, end + 1):
-                if j > t + 1 and funding[j, s] != 0.0:
-                    due = open_[j, s]
-                    paid += direction * funding[j, s] * (due if due == due else mark) / entry
-                if close[j, s] == close[j, s]:
-                    mark = close[j, s]
+            due = next_due[t + 2]
+            while due <= end:
+                if funding[due, s] != 0.0:
+                    mark = open_[due, s]
+                    before = due
+                    while (
+                        mark != mark
+                    ):  # the candle is missing: the last price before it counts, at the latest the entry
+                        before -= 1
+                        mark = close[before, s]
+                    paid += direction * funding[due, s] * mark / entry
+                due = next_due[due + 1]
             net = direction * (ratio - 1.0) - cost * (1.0 + ratio) - paid
             t_index[count] = t
             s_index[count] = s
