@@ -67,7 +67,8 @@ def ensure() -> str:
     if running:  # each process has read the row once: two speeds at a time would be two times
         raise CommandError(
             f"The market clock runs {row.speed:g} x and cannot be set to {wanted_speed():g} x while "
-            f"{', '.join(running)} runs. Stop everything (Ctrl-C in the terminal of runall; after a kill wait a minute), then try again."
+            f"{', '.join(running)} runs. Stop everything (Ctrl-C in the terminal of runall; after a kill wait a "
+            "minute), then try again."
         )
     # Market time goes on from where it is: nothing that was due becomes undue.
     now = clock.market_time(real=real, market_start=row.market_start, real_start=row.real_start, speed=row.speed)
