@@ -1,0 +1,152 @@
+"""What the dashboard and the symbol page show, read in a constant number of queries."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Q
+
+from coverage_app import selectors as coverage
+from coverage_app.models import Symbol
+from ops_app import clock, heartbeats
+from ops_app.models import Alert, Event
+from quant.timeframes import timeframe_ms, to_ms
+from trading_app import selectors as trading
+from trading_app.choices import DesiredState
+from trading_app.models import Decision, Fill
+from training_app import selectors as training
+from training_app.selectors import State
+
+EQUITY_POINTS = 1500
+CHART_CANDLES = 500
+EVENTS = 14
+ALERTS = 5
+STATE_ORDER = (State.TRADABLE, State.TRAINING, State.TRAINABLE, State.BLOCKED)
+
+
+def overview() -> dict[str, Any]:
+    """Return what the refreshing part of the dashboard shows."""
+    now = clock.market_now()
+    bot = trading.main_bot()
+    states = training.symbol_states()
+    counts = training.state_counts(states)
+    latest = trading.latest_equity(bot) if bot is not None else None
+    return {
+        "now": now,
+        "speed": clock.speed(),
+        "bot": bot,
+        "desired_states": DesiredState.choices,
+        "latest": latest,
+        "day_change": _day_change(bot, latest),
+        "positions": list(trading.open_positions(bot)) if bot is not None else [],
+        "closed": list(trading.closed_positions(bot, limit=6)) if bot is not None else [],
+        "today": trading.decisions_today(bot, now) if bot is not None else None,
+        "promises": trading.promises(bot, limit=3) if bot is not None else [],
+        "summary": coverage.coverage_summary(),
+        "states": [(state.value, counts[state.value]) for state in STATE_ORDER],
+        "state_total": len(states),
+        "open_runs": training.open_runs(),
+        "last_runs": training.runs(limit=4),
+        "active": training.active_models(),
+        "pulses": heartbeats.pulses(),
+        "alerts": Alert.objects.filter(resolved_at__isnull=True)[:ALERTS],
+        "events": Event.objects.select_related("user")[:EVENTS],
+    }
+
+
+def _day_change(bot: Any, latest: trading.EquityRow | None) -> float | None:
+    if bot is None or latest is None or not bot.day_start_equity:
+        return None
+    return latest.equity / bot.day_start_equity - 1.0
+
+
+def equity_chart() -> dict[str, Any]:
+    """Return equity and drawdown for the chart: seconds since 1970, account currency, percent."""
+    bot = trading.main_bot()
+    series = trading.equity_series(bot, limit=EQUITY_POINTS) if bot is not None else []
+    return {
+        "equity": [{"time": to_ms(row.at) // 1000, "value": round(row.equity, 2)} for row in series],
+        "drawdown": [{"time": to_ms(row.at) // 1000, "value": round(-100 * row.drawdown, 3)} for row in series],
+    }
+
+
+def symbol_list(*, state: str, query: str) -> dict[str, Any]:
+    """Return the states of the symbols that match, and how many there are of each state."""
+    states = training.symbol_states()
+    words = query.strip().upper()
+    shown = [
+        each
+        for each in states
+        if (not state or each.state == state)
+        and (not words or words in each.code.upper() or words in each.evidence.upper())
+    ]
+    return {
+        "rows": shown,
+        "counts": [(name.value, sum(each.state == name for each in states)) for name in STATE_ORDER],
+        "total": len(states),
+        "state": state,
+        "query": query,
+    }
+
+
+def symbol_page(symbol: Symbol) -> dict[str, Any]:
+    """Return everything that is known of a symbol."""
+    return {
+        "symbol": symbol,
+        "state": training.symbol_states(ids=[symbol.pk])[0],
+        "blocks": coverage.open_blocks(symbol),
+        "timeline": coverage.symbol_timeline(symbol, limit=40),
+        "decisions": trading.decisions_of_symbol(symbol.pk, limit=24),
+        "positions": symbol.positions.select_related("bot").order_by("-id")[:10],
+        "now": clock.market_now(),
+    }
+
+
+def candle_chart(symbol: Symbol) -> dict[str, Any]:
+    """Return the newest candles with signals, probabilities and fills for the chart; times in seconds since 1970."""
+    from coverage_app.market import candle_store  # reads Parquet: only here does the web process need pyarrow
+
+    step = timeframe_ms(settings.TIMEFRAME)
+    until = clock.market_now_ms()
+    since = until - CHART_CANDLES * step
+    read = candle_store().read(
+        symbol.market, settings.TIMEFRAME, symbols=[symbol.code], since_ms=since, until_ms=until - step + 1
+    )
+    candles = read.get(symbol.code)
+    rows: list[dict[str, float]] = []
+    if candles is not None:
+        columns = (candles.open_time // 1000, candles.open, candles.high, candles.low, candles.close)
+        rows = [
+            {"time": int(time), "open": float(o), "high": float(h), "low": float(low), "close": float(c)}
+            for time, o, h, low, c in zip(*columns, strict=True)
+        ]
+    start = dt.datetime.fromtimestamp(since / 1000, tz=dt.UTC)
+    decided = Decision.objects.filter(symbol=symbol, bar_at__gte=start).order_by("bar_at")
+    asked = decided.filter(Q(probability__isnull=False) | ~Q(side=0))
+    fills = Fill.objects.filter(symbol=symbol, filled_at__gte=start).order_by("filled_at")
+    return {
+        "candles": rows,
+        "probability": [
+            {"time": to_ms(at) // 1000, "value": round(probability, 4)}
+            for at, probability in asked.exclude(probability=None).values_list("bar_at", "probability")
+        ],
+        "signals": [
+            {"time": to_ms(at) // 1000, "side": side, "outcome": outcome}
+            for at, side, outcome in asked.exclude(side=0).values_list("bar_at", "side", "outcome")
+        ],
+        "fills": [
+            {"time": to_ms(at) // 1000 // (step // 1000) * (step // 1000), "side": side, "price": float(price)}
+            for at, side, price in fills.values_list("filled_at", "side", "price")
+        ],
+        "decimals": _decimals(symbol),
+    }
+
+
+def _decimals(symbol: Symbol) -> int:
+    """Return the decimals of a price; 4 where the exchange has not told a tick size."""
+    if symbol.tick_size is None:
+        return 4
+    exponent = symbol.tick_size.normalize().as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 4

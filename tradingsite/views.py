@@ -1,0 +1,183 @@
+"""Pages: they show rows, and call services for what people ask. They never call an exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from coverage_app import services as coverage
+from coverage_app.exceptions import CoverageError
+from coverage_app.models import Symbol
+from quant.reasons import reason
+from trading_app import services as trading
+from trading_app.choices import DesiredState
+from trading_app.exceptions import TradingError
+from trading_app.models import Bot
+from tradingsite import dashboard as pages
+from tradingsite.permissions import ADMIN, OPERATOR, VIEWER, has_role
+from training_app import activation
+from training_app import services as training
+from training_app.exceptions import TrainingAppError
+
+View = Callable[..., HttpResponse]
+
+
+def needs(role: str) -> Callable[[View], View]:
+    """Let only people with `role` or a higher one in; the others learn which role is needed."""
+
+    def decorate(view: View) -> View:
+        @login_required
+        @wraps(view)
+        def guarded(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+            if not has_role(request.user, role):
+                raise PermissionDenied(f"This needs the role {role}. Ask an admin.")
+            return view(request, *args, **kwargs)
+
+        return guarded
+
+    return decorate
+
+
+def may(request: HttpRequest) -> dict[str, bool]:
+    return {"may_operate": has_role(request.user, OPERATOR), "may_admin": has_role(request.user, ADMIN)}
+
+
+@require_safe
+@never_cache
+@needs(VIEWER)
+def dashboard(request: HttpRequest) -> HttpResponse:
+    """The whole on one page; htmx asks for the changing part every few seconds."""
+    template = "site/parts/overview.html" if request.headers.get("HX-Request") else "site/dashboard.html"
+    return render(request, template, {**pages.overview(), **may(request)})
+
+
+@require_safe
+@never_cache
+@needs(VIEWER)
+def equity_data(_request: HttpRequest) -> HttpResponse:
+    return JsonResponse(pages.equity_chart())
+
+
+@require_safe
+@never_cache
+@needs(VIEWER)
+def symbols(request: HttpRequest) -> HttpResponse:
+    """Every symbol with its state and the reason for it."""
+    found = pages.symbol_list(state=request.GET.get("state", ""), query=request.GET.get("q", ""))
+    template = "site/parts/symbol_rows.html" if request.headers.get("HX-Request") else "site/symbols.html"
+    return render(request, template, found)
+
+
+@require_safe
+@never_cache
+@needs(VIEWER)
+def symbol(request: HttpRequest, pk: int) -> HttpResponse:
+    """One symbol: candles, signals, probability, trades, and the timeline of its states."""
+    found = get_object_or_404(Symbol, pk=pk)
+    return render(request, "site/symbol.html", {**pages.symbol_page(found), **may(request)})
+
+
+@require_safe
+@never_cache
+@needs(VIEWER)
+def symbol_data(_request: HttpRequest, pk: int) -> HttpResponse:
+    return JsonResponse(pages.candle_chart(get_object_or_404(Symbol, pk=pk)))
+
+
+# --- what people ask for: each calls one service and says what it did ----------------------------------------------
+
+
+def _do(request: HttpRequest, work: Callable[[], str], back: str, **arguments: object) -> HttpResponse:
+    try:
+        messages.success(request, work())
+    except (CoverageError, TradingError, TrainingAppError) as error:
+        messages.error(request, str(error))
+    return redirect(back, **arguments)
+
+
+@require_POST
+@needs(ADMIN)
+def bot_state(request: HttpRequest, name: str) -> HttpResponse:
+    bot = get_object_or_404(Bot, name=name)
+    state = request.POST.get("state", "")
+
+    def work() -> str:
+        changed = trading.set_desired_state(bot=bot, state=state, user=request.user)
+        return f"{bot.name}: {DesiredState(state).label}{'' if changed else ' (it was asked for already)'}."
+
+    return _do(request, work, "dashboard")
+
+
+@require_POST
+@needs(ADMIN)
+def bot_kill(request: HttpRequest, name: str) -> HttpResponse:
+    bot = get_object_or_404(Bot, name=name)
+
+    def work() -> str:
+        why = reason("MANUAL", by=request.user.get_username())
+        pulled = trading.pull_kill_switch(bot=bot, reason=why, user=request.user)
+        return f"Kill switch of {bot.name} pulled: no entries." if pulled else "The kill switch was pulled already."
+
+    return _do(request, work, "dashboard")
+
+
+@require_POST
+@needs(ADMIN)
+def bot_reset(request: HttpRequest, name: str) -> HttpResponse:
+    bot = get_object_or_404(Bot, name=name)
+
+    def work() -> str:
+        opened = trading.reset_kill_switch(bot=bot, user=request.user)
+        return f"Kill switch of {bot.name} reset." if opened else "The kill switch was not pulled."
+
+    return _do(request, work, "dashboard")
+
+
+@require_POST
+@needs(OPERATOR)
+def train(request: HttpRequest) -> HttpResponse:
+    def work() -> str:
+        runs = training.train_now(user=request.user)
+        return f"{len(runs)} training run(s) wait for a worker."
+
+    return _do(request, work, "dashboard")
+
+
+@require_POST
+@needs(ADMIN)
+def roll_back(request: HttpRequest) -> HttpResponse:
+    def work() -> str:
+        asked = activation.roll_back(slot=request.POST.get("slot", ""), user=request.user, reason="on the dashboard")
+        return f"Roll-back to {asked.artifact} is asked for; a worker verifies it first."
+
+    return _do(request, work, "dashboard")
+
+
+@require_POST
+@needs(OPERATOR)
+def symbol_unblock(request: HttpRequest, pk: int) -> HttpResponse:
+    found = get_object_or_404(Symbol, pk=pk)
+    return _do(request, lambda: coverage.unblock(symbol=found, user=request.user).text, "symbol", pk=pk)
+
+
+@require_POST
+@needs(OPERATOR)
+def symbol_block(request: HttpRequest, pk: int) -> HttpResponse:
+    found = get_object_or_404(Symbol, pk=pk)
+    why = request.POST.get("why", "")
+    return _do(request, lambda: coverage.block_manually(symbol=found, user=request.user, why=why).text, "symbol", pk=pk)
+
+
+@require_POST
+@needs(OPERATOR)
+def symbol_evaluate(request: HttpRequest, pk: int) -> HttpResponse:
+    found = get_object_or_404(Symbol, pk=pk)
+    return _do(request, lambda: coverage.evaluate_now(symbol_ids=[found.pk], user=request.user).text, "symbol", pk=pk)
