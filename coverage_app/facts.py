@@ -6,15 +6,33 @@ import datetime as dt
 from typing import Any
 
 from django.conf import settings
+from django.db.models import BigIntegerField, Func
 
+from coverage_app.models import Symbol
 from quant.policy import CoveragePolicy, SymbolFacts
-from quant.timeframes import timeframe_ms, to_ms
+from quant.timeframes import timeframe_ms
 
-FACT_FIELDS = (
-    "code", "in_universe", "universe_reason", "listed_at", "delisted_at", "history_start", "last_candle_at",
-    "candle_count", "expected_count", "largest_gap_bars", "price_break", "ingest_error", "ingest_failures",
+
+class EpochMs(Func):
+    """A stored time in ms since 1970, made by the database: parsing 40,000 texts costs Python half a second."""
+
+    output_field = BigIntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        template = "CAST(ROUND((JULIANDAY(%(expressions)s) - 2440587.5) * 86400000) AS INTEGER)"
+        return super().as_sql(compiler, connection, template=template, **context)
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        template = "ROUND(EXTRACT(EPOCH FROM %(expressions)s) * 1000)::bigint"
+        return super().as_sql(compiler, connection, template=template, **context)
+
+
+FACT_COLUMNS = (
+    "code", "in_universe", "universe_reason", EpochMs("listed_at"), EpochMs("delisted_at"), EpochMs("history_start"),
+    EpochMs("last_candle_at"), "candle_count", "expected_count", "largest_gap_bars", "price_break", "ingest_error",
+    "ingest_failures",
 )  # fmt: skip
-"""Columns of Symbol that `symbol_facts` needs."""
+"""What `facts_of` takes, in its order: for `values_list`."""
 
 
 def coverage_policy() -> CoveragePolicy:
@@ -33,24 +51,39 @@ def evaluation_interval() -> dt.timedelta:
     return dt.timedelta(seconds=settings.EVALUATION_INTERVAL)
 
 
-def symbol_facts(row: Any) -> SymbolFacts:
-    """Return the facts of `row`: a Symbol, or a named tuple with FACT_FIELDS."""
+def facts_of(
+    code: str,
+    in_universe: bool,
+    universe_reason: str,
+    listed_ms: int | None,
+    delisted_ms: int | None,
+    history_start_ms: int | None,
+    last_candle_ms: int | None,
+    candle_count: int,
+    expected_count: int,
+    largest_gap_bars: int,
+    price_break: str,
+    ingest_error: str,
+    ingest_failures: int,
+) -> SymbolFacts:
+    """Return the facts of one row of FACT_COLUMNS."""
     return SymbolFacts(
-        symbol=row.code,
-        in_universe=row.in_universe,
-        universe_reason=row.universe_reason,
-        listed_ms=_ms(row.listed_at),
-        delisted_ms=_ms(row.delisted_at),
-        history_start_ms=_ms(row.history_start),
-        last_candle_ms=_ms(row.last_candle_at),
-        candle_count=row.candle_count,
-        expected_count=row.expected_count,
-        largest_gap_bars=row.largest_gap_bars,
-        price_break=row.price_break or None,
-        ingest_error=row.ingest_error or None,
-        failures=row.ingest_failures,
+        symbol=code,
+        in_universe=in_universe,
+        universe_reason=universe_reason,
+        listed_ms=listed_ms,
+        delisted_ms=delisted_ms,
+        history_start_ms=history_start_ms,
+        last_candle_ms=last_candle_ms,
+        candle_count=candle_count,
+        expected_count=expected_count,
+        largest_gap_bars=largest_gap_bars,
+        price_break=price_break or None,
+        ingest_error=ingest_error or None,
+        failures=ingest_failures,
     )
 
 
-def _ms(moment: dt.datetime | None) -> int | None:
-    return None if moment is None else to_ms(moment)
+def symbol_facts(symbol: Symbol) -> SymbolFacts:
+    """Return the facts of one symbol (1 query)."""
+    return facts_of(*Symbol.objects.filter(pk=symbol.pk).values_list(*FACT_COLUMNS).get())

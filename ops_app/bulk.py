@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import connection, models
+from django.db.models.expressions import RawSQL
 
 
 def insert_rows(instances: Iterable[models.Model]) -> int:
@@ -69,6 +70,14 @@ def update_rows(
         f"UPDATE {table} SET {assignments} FROM {_source([key, *targets])} WHERE {where}",  # noqa: S608
         parameters,
     )
+
+
+def among(ids: Iterable[int]) -> RawSQL:
+    """Return ids as one parameter, for `filter(pk__in=among(ids))`: 10,000 single ones cost Django 0.2 s."""
+    value = "SELECT value FROM json_each(%s)"
+    if connection.vendor != "sqlite":
+        value = "SELECT value::bigint FROM jsonb_array_elements_text(%s::jsonb)"
+    return RawSQL(value, [json.dumps(list(ids))])  # noqa: S611 - a constant text, the ids are a parameter
 
 
 def _source(fields: Sequence[Any]) -> str:

@@ -31,11 +31,9 @@ from quant.timeframes import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-MAX_SYMBOLS = 20_000
-"""Most symbols of one pass: their ids are parameters of a statement, and SQLite takes 32,766."""
 FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * 60_000, 6 * 3_600_000
 BLOCK_FIELDS = ("evidence", "permanent", "recheck_at", "failures", "closed_at", "close_reason")
-COLUMNS = ("pk", *facts.FACT_FIELDS, "evaluation_failures")
+COLUMNS = ("pk", "evaluation_failures", *facts.FACT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,14 @@ class EvaluationReport:
             return ""
         text = f"{self.evaluated} evaluated, {self.sufficient} sufficient, {self.opened} opened, {self.closed} closed"
         return f"{text}, {len(self.errors)} failed" if self.errors else text
+
+
+class _Due(NamedTuple):
+    """A symbol that is judged in this pass; `failures` counts judgings in a row that raised."""
+
+    pk: int
+    failures: int
+    facts: rules.SymbolFacts
 
 
 class _OpenBlock(NamedTuple):
@@ -94,7 +100,7 @@ def evaluate_due(*, limit: int | None = None, market: str | None = None) -> Eval
     market = market or settings.EXCHANGE_MARKET
     now = from_ms(clock.market_now_ms())  # whole milliseconds, as the rules count
     claimed_until = now + facts.evaluation_interval()
-    rows = _claim(market, now=now, until=claimed_until, limit=min(limit or MAX_SYMBOLS, MAX_SYMBOLS))
+    rows = _claim(market, now=now, until=claimed_until, limit=limit)
     blocks = _open_blocks(market, [row.pk for row in rows], now)
     if not rows and not blocks:
         return EvaluationReport()
@@ -122,7 +128,7 @@ def hasten(symbol_ids: Iterable[int], *, now: dt.datetime) -> None:
     ).update(next_evaluation_at=F("last_evaluated_at") + interval)
 
 
-def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int) -> Sequence[Any]:
+def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int | None) -> list[_Due]:
     """Take the due symbols: their next time is in the database, committed, before anybody judges them."""
     with transaction.atomic():
         due = Symbol.objects.of_market(market).due_for_evaluation(now=now)
@@ -130,19 +136,17 @@ def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int) -> 
             due = due.select_for_update(
                 skip_locked=True
             )  # SQLite's IMMEDIATE transaction excludes other writers anyway
-        rows = list(
-            due.order_by(F("next_evaluation_at").asc(nulls_first=True), "pk").values_list(*COLUMNS, named=True)[:limit]
-        )
+        rows = list(due.order_by(F("next_evaluation_at").asc(nulls_first=True), "pk").values_list(*COLUMNS)[:limit])
         if rows:
-            Symbol.objects.filter(pk__in=[row.pk for row in rows]).update(
+            Symbol.objects.filter(pk__in=bulk.among(row[0] for row in rows)).update(
                 next_evaluation_at=until, last_evaluated_at=now, evaluations=F("evaluations") + 1
             )
-    return rows
+    return [_Due(pk, failures, facts.facts_of(*columns)) for pk, failures, *columns in rows]
 
 
 def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_OpenBlock]:
     """Return the coverage blocks of these symbols, and every block of the market whose back-off has ended."""
-    wanted = Q(symbol_id__in=symbol_ids, reason__in=COVERAGE_REASONS) | Q(
+    wanted = Q(symbol_id__in=bulk.among(symbol_ids), reason__in=COVERAGE_REASONS) | Q(
         reason__in=BACK_OFF_REASONS, permanent=False, recheck_at__lte=now
     )
     columns = ("pk", "symbol_id", "symbol__code", "reason", "evidence", "permanent", "recheck_at", "failures")
@@ -151,7 +155,7 @@ def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_
 
 
 def _compare(
-    rows: Sequence[Any], blocks: list[_OpenBlock], *, now: dt.datetime, claimed_until: dt.datetime
+    rows: Sequence[_Due], blocks: list[_OpenBlock], *, now: dt.datetime, claimed_until: dt.datetime
 ) -> _Differences:
     found = _Differences()
     present: dict[int, dict[str, _OpenBlock]] = defaultdict(dict)
@@ -160,31 +164,31 @@ def _compare(
             found.close(block, "the back-off is over", now)
         else:
             present[block.symbol_id][block.reason] = block
-    coverage_policy, now_ms = facts.coverage_policy(), to_ms(now)
+    coverage_policy, now_ms, claimed_ms = facts.coverage_policy(), to_ms(now), to_ms(claimed_until)
     for row in rows:
         try:
-            judgement = rules.judge(facts.symbol_facts(row), coverage_policy, now_ms)
+            judgement = rules.judge(row.facts, coverage_policy, now_ms)
         except Exception as error:  # noqa: BLE001 - one symbol's error stops that symbol only (I20); it is journaled
             _note_failure(found, row, error, now_ms)
             continue
         _note_findings(found, row, judgement.findings, present.get(row.pk, {}), now)
         found.sufficient += judgement.sufficient
-        next_at = from_ms(judgement.next_evaluation_ms)
-        if next_at != claimed_until or row.evaluation_failures:
-            found.symbols[row.pk] = {"next_evaluation_at": max(next_at, claimed_until), "evaluation_failures": 0}
+        if judgement.next_evaluation_ms != claimed_ms or row.failures:
+            next_at = from_ms(max(judgement.next_evaluation_ms, claimed_ms))
+            found.symbols[row.pk] = {"next_evaluation_at": next_at, "evaluation_failures": 0}
     return found
 
 
 def _note_findings(
     found: _Differences,
-    row: Any,
+    row: _Due,
     findings: Sequence[rules.Finding],
     present: dict[str, _OpenBlock],
     now: dt.datetime,
 ) -> None:
     for finding in findings:
         recheck_at = None if finding.recheck_at_ms is None else from_ms(finding.recheck_at_ms)
-        evidence, failures = finding.evidence[:EVIDENCE_LENGTH], max(row.ingest_failures, 1)
+        evidence, failures = finding.evidence[:EVIDENCE_LENGTH], max(row.facts.failures, 1)
         block = present.get(finding.code)
         if block is None:
             new = Block(
@@ -192,7 +196,7 @@ def _note_findings(
                 failures=failures, opened_at=now, recheck_at=recheck_at,
             )  # fmt: skip
             found.new.append(new)
-            found.events.append((BLOCK_OPENED, subject_of(row.code), evidence))
+            found.events.append((BLOCK_OPENED, subject_of(row.facts.symbol), evidence))
         elif (block.evidence, block.permanent, block.recheck_at) != (evidence, finding.permanent, recheck_at):
             found.blocks[block.pk] = {
                 "evidence": evidence, "permanent": finding.permanent, "recheck_at": recheck_at, "failures": failures,
@@ -204,13 +208,15 @@ def _note_findings(
             found.close(block, "the evaluation no longer finds it", now)
 
 
-def _note_failure(found: _Differences, row: Any, error: Exception, now_ms: int) -> None:
-    log.error("evaluation_failed", symbol=row.code, exc_info=error)
-    failures = min(row.evaluation_failures + 1, 1000)
-    wait = rules.back_off_ms(failures, FAILURE_BASE_MS, FAILURE_CAP_MS, key=row.code)
+def _note_failure(found: _Differences, row: _Due, error: Exception, now_ms: int) -> None:
+    log.error("evaluation_failed", symbol=row.facts.symbol, exc_info=error)
+    failures = min(row.failures + 1, 1000)
+    wait = rules.back_off_ms(failures, FAILURE_BASE_MS, FAILURE_CAP_MS, key=row.facts.symbol)
     wait = max(wait, settings.EVALUATION_INTERVAL * 1000)
     found.symbols[row.pk] = {"next_evaluation_at": from_ms(now_ms + wait), "evaluation_failures": failures}
-    found.errors[row.code] = reason("EVALUATION_FAILED", error=f"{type(error).__name__}: {error}", failures=failures)
+    found.errors[row.facts.symbol] = reason(
+        "EVALUATION_FAILED", error=f"{type(error).__name__}: {error}", failures=failures
+    )
 
 
 def _write(found: _Differences, *, claimed_until: dt.datetime) -> int:
