@@ -309,6 +309,7 @@ class BarTrader:
         """Commit decisions and intents together: whatever is killed afterwards, this bar is never decided twice."""
         bar_at, before = from_ms(open_ms), self.bot.last_bar_at
         missed = _missed(before, bar_at, self.step_ms)
+        leases.keep(desk.account.lease)
         with transaction.atomic():
             leases.held(desk.account.lease)
             unchanged = Bot.objects.filter(pk=self.bot.pk)

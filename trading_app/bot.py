@@ -125,6 +125,7 @@ class BotRunner:
             self._work(session, newest_generation, report)
         except LeaseLost as error:
             log.warning("account_lost", account=self.bot.account, error=str(error))
+            leases.release(session.account.lease)  # if it is ours still, the next pass begins anew with a larger token
             self._session = None
             report.lease = "lost"
         finally:

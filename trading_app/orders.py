@@ -30,6 +30,7 @@ from exchanges.port import (
     PlaceOutcome,
     Rejected,
     Throttled,
+    Unknown,
     VenueOrder,
 )
 from ops_app import alerts, clock, journal, leases
@@ -167,6 +168,7 @@ class OrderDesk:
         The request's time is taken before the lease is checked, so that a pause anywhere behind the check makes the
         request too old for the venue (the receive-window fence, B4).
         """
+        leases.keep(self.account.lease)  # a slow pass (a replay, many orders) must not run out of it half-way
         now = clock.market_now()
         with transaction.atomic():
             leases.held(self.account.lease)
@@ -181,7 +183,11 @@ class OrderDesk:
         if not self.account.lease.locally_valid(margin=RECEIVE_WINDOW):
             raise leases.LeaseLost(f"the lease of {self.account.lease.name} ends too soon to send {order}")
         venue = self.account.venue
-        outcome = venue.place_stop(request) if order.kind == "stop_market" else venue.place(request)
+        outcome: PlaceOutcome
+        try:
+            outcome = venue.place_stop(request) if order.kind == "stop_market" else venue.place(request)
+        except ExchangeError as error:  # the port forbids it; if it happens, nobody knows what became of the order
+            outcome = Unknown(f"{type(error).__name__}: {error}")
         self.sent += 1
         self.apply_outcome(order, outcome)
         return order
@@ -323,7 +329,12 @@ class OrderDesk:
 
     def cancel(self, order: Order) -> None:
         """Cancel what is left of an order at the venue. Whatever the answer, only the order's picture changes it."""
-        outcome = self.account.venue.cancel(self.account.code_of(order.symbol_id), order.client_order_id or "")
+        symbol = self.account.code_of(order.symbol_id)
+        outcome: PlaceOutcome
+        try:
+            outcome = self.account.venue.cancel(symbol, order.client_order_id or "")
+        except ExchangeError as error:
+            outcome = Unknown(f"{type(error).__name__}: {error}")
         if isinstance(outcome, Ack) and outcome.order.client_order_id == order.client_order_id:
             self.apply_evidence(order, outcome.order)
             return

@@ -11,6 +11,8 @@ import pytest
 from coverage_app.choices import BlockReason
 from exchanges.errors import ExchangeUnavailableError
 from exchanges.port import Balance
+from exchanges.simulated import SimulatedMarket
+from ops_app import clock
 from ops_app.models import Event
 from tests.factories import EPOCH, BlockFactory, UserFactory
 from tests.trading.conftest import HOUR, World
@@ -139,13 +141,19 @@ def test_i20_exits_go_on_with_the_kill_switch_pulled_and_the_model_gone(world: W
 def test_i20_without_market_data_entries_stop_time_barriers_close_and_the_loop_goes_on(
     world: World, monkeypatch: Any
 ) -> None:
-    runner, position = enter(world)
+    # The account answers; only the bot's own market data is gone.
+    data = SimulatedMarket(seed=7, now_ms=clock.market_now_ms, symbols=len(world.codes), specials=False)
+    runner = world.runner(data=data)
+    if not runner.tick().entries:
+        world.until_entry(runner)
+    position = Position.objects.open().first()
+    assert position is not None
 
     def down(*_: Any) -> Any:
         raise ExchangeUnavailableError("maintenance")
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.data, "candles_many", down)
+        patched.setattr(data, "candles_many", down)
         early = world.pass_bars(runner, 1)[0]
         assert early.waiting == "CANDLES", "a short outage is waited for"
         for _ in range(30):

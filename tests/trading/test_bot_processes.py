@@ -1,0 +1,215 @@
+"""Real bot processes on one database: killed, frozen, doubled (I15, I16). Leases and kills are real; the market stands."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connection
+
+from exchanges.matching import MatchingVenue
+from exchanges.simulated import SimulatedMarket
+from ops_app import clock
+from ops_app.models import Lease
+from quant.timeframes import to_ms
+from tests.trading.conftest import N_SYMBOLS, World
+from trading_app.choices import OrderPurpose, OrderState
+from trading_app.models import Bot, Decision, Fill, Order, Position
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+TTL = 12
+PATIENCE = 90.0
+
+
+class Processes:
+    """Starts bots, reads what they say, and ends what it started."""
+
+    def __init__(self, world: World, tmp_path: Path) -> None:
+        self.world, self.tmp_path = world, tmp_path
+        self.time_file = tmp_path / "now"
+        self.set_time(world.sim.now)
+        self.running: list[subprocess.Popen[str]] = []
+        self.log_path = tmp_path / "stderr"
+        self.log = self.log_path.open("w")
+
+    def set_time(self, now: dt.datetime) -> None:
+        self.world.sim.now = now
+        written = self.time_file.with_suffix(".new")
+        written.write_text(now.isoformat())
+        written.replace(self.time_file)
+
+    def start(self, *, die: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        names = ("ARTIFACTS_DIR", "CANDLES_DIR", "LEDGER_DIR", "EXCHANGE_MARKET", "TIMEFRAME", "TRAINING_MODE")
+        config = connection.settings_dict
+        arguments = {
+            "settings": {name: str(getattr(django_settings, name)) for name in names},
+            "database": {key: str(config[key]) for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")},
+            "time_file": str(self.time_file), "n_symbols": N_SYMBOLS, "codes": list(self.world.codes),
+            "ledger": str(self.tmp_path / "account.sqlite3"), "ttl": TTL, "die": die,
+        }  # fmt: skip
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tradingsite.settings", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("bot_process.py")), json.dumps(arguments)],
+            stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=ROOT,
+        )  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def says(self, process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Read reports until one is `wanted`; the process prints ten a second."""
+        assert process.stdout is not None
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            line = process.stdout.readline()
+            if not line:
+                raise AssertionError(f"the bot ended with {process.wait()}: {self.log_path.read_text()[-3000:]}")
+            if line.startswith("{") and wanted(report := json.loads(line)):
+                return report
+        raise AssertionError(f"the bot did not say it in {PATIENCE} s")
+
+    def end(self) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        self.log.close()
+
+
+@pytest.fixture
+def processes(world: World, tmp_path: Path) -> Iterator[Processes]:
+    # Leases and polling need real time here: only the market's time is the file's.
+    with real_time(), shared_database(tmp_path / "shared.sqlite3"):
+        made = Processes(world, tmp_path)
+        try:
+            yield made
+        finally:
+            made.end()
+
+
+@contextmanager
+def real_time() -> Iterator[None]:
+    before = clock._active
+    clock._active = clock._system
+    try:
+        yield
+    finally:
+        clock._active = before
+
+
+@contextmanager
+def shared_database(path: Path) -> Iterator[None]:
+    """SQLite's test database lives in this process's memory: put it, rows and all, into a file that others can open."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    connection.ensure_connection()
+    in_memory, name = connection.connection, connection.settings_dict["NAME"]
+    with closing(sqlite3.connect(path)) as file:
+        in_memory.backup(file)
+    connection.connection = None
+    connection.settings_dict["NAME"] = str(path)
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.connection, connection.settings_dict["NAME"] = in_memory, name
+
+
+def until(check: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if check():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not in {PATIENCE} s: {what}")
+
+
+def orders() -> dict[str, str]:
+    return dict(Order.objects.exclude(client_order_id=None).values_list("client_order_id", "state"))
+
+
+@pytest.mark.parametrize(
+    "when, kind", [("before", "market"), ("after", "market"), ("before", "stop_market"), ("after", "stop_market")]
+)
+def test_i16_a_bot_killed_around_a_send_adopts_or_buries_the_order_and_never_sends_it_twice(
+    processes: Processes, when: str, kind: str, tmp_path: Path
+) -> None:
+    killed = processes.start(die={"when": when, "kind": kind})
+    assert killed.wait(timeout=PATIENCE) == -signal.SIGKILL, processes.log_path.read_text()[-3000:]
+    left = [state for state in orders().values() if state == OrderState.SENDING]
+    assert left == [OrderState.SENDING], "the row was committed before anything was sent"
+    second = processes.start()
+    processes.says(second, lambda report: report["lease"] == "taken")
+    processes.says(second, lambda report: report["lease"] == "held" and not report["waiting"])
+    # The settle time is market time, which stands still until it is moved.
+    for _ in range(8):
+        processes.set_time(processes.world.sim.now + dt.timedelta(seconds=40))
+        time.sleep(0.5)
+    until(lambda: OrderState.UNKNOWN not in orders().values(), "every order is known")
+    until(lambda: all_protected(), "every position has its stop")
+    now_ms = to_ms(processes.world.sim.now)  # this process's own clock would let years pass at the venue
+    data = SimulatedMarket(seed=7, now_ms=lambda: now_ms, symbols=N_SYMBOLS, specials=False)
+    venue = MatchingVenue(data=data, ledger_path=tmp_path / "account.sqlite3", account=processes.world.bot.account)
+    there = {position.symbol: position.quantity for position in venue.positions()}
+    here = {position.symbol.code: position.quantity for position in Position.objects.open()}
+    venue.close()
+    assert here == there
+    assert Decision.objects.values("bar_at", "symbol").distinct().count() == Decision.objects.count()
+    entries = Order.objects.filter(purpose=OrderPurpose.ENTRY)
+    assert entries.values("symbol").distinct().count() == entries.count(), "no entry was tried a second time"
+    if when == "before" and kind == "market":
+        assert OrderState.NOT_PLACED in orders().values()
+    assert Fill.objects.values("trade_id").distinct().count() == Fill.objects.count()
+
+
+def all_protected() -> bool:
+    open_positions = Position.objects.open()
+    stops = Order.objects.filter(purpose=OrderPurpose.STOP, state=OrderState.ACKED, position__in=open_positions)
+    return {stop.position_id for stop in stops} == {position.pk for position in open_positions}
+
+
+def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(processes: Processes) -> None:
+    first = processes.start()
+    processes.says(first, lambda report: report["lease"] == "held")
+    second = processes.start()
+    reports = [processes.says(second, lambda _: True) for _ in range(10)]
+    assert {report["lease"] for report in reports} == {"busy"}
+    assert sum(report["sent"] for report in reports) == 0
+    assert Lease.objects.get(name=f"account:{processes.world.bot.account}").token == 1
+
+
+def test_i15_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
+    first = processes.start()
+    processes.says(first, lambda report: report["lease"] == "held" and bool(report["bar"]) or report["sent"] > 0)
+    first.send_signal(signal.SIGSTOP)
+    second = processes.start()
+    processes.says(second, lambda report: report["lease"] == "taken")
+    processes.says(second, lambda report: report["lease"] == "held" and not report["waiting"])
+    token = Bot.objects.get() and Lease.objects.get(name=f"account:{processes.world.bot.account}").token
+    assert token == 2
+    sent_by_first = Order.objects.filter(fencing_token=1).count()
+    # A new bar is due: both would like to trade it.
+    processes.set_time(processes.world.sim.now + dt.timedelta(hours=1))
+    first.send_signal(signal.SIGCONT)
+    woken = [processes.says(first, lambda _: True) for _ in range(15)]
+    assert woken[-1]["lease"] == "busy"
+    processes.says(second, lambda report: bool(report["bar"]))
+    assert Order.objects.filter(fencing_token=1).count() == sent_by_first
+    assert Decision.objects.values("bar_at", "symbol").distinct().count() == Decision.objects.count()
