@@ -79,7 +79,7 @@ class ReadOnlyInline(TabularInline):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return super().get_queryset(request).select_related("symbol")
+        return super().get_queryset(request).select_related("symbol").order_by("symbol__code")
 
 
 @admin.register(TrainingScope)

@@ -100,6 +100,10 @@ class RegistryEntry:
     symbols: tuple[str, ...]
 
 
+BULKY = ("metrics", "gates", "panel_symbols", "label_spec", "library_versions")
+"""Columns of an artifact that compatibility does not need: with a model per symbol they are megabytes."""
+
+
 def active_models(*, market: str | None = None) -> list[ActiveSlot]:
     """Return the slots of the settings' market, mode and timeframe: at most two queries for any number."""
     return _slots(_active_rows(market))
@@ -146,7 +150,7 @@ def usable_artifact_ids(*, market: str) -> dict[int, ModelArtifact]:
     needs = registry.requirement()
     return {
         row.artifact_id: row.artifact
-        for row in _active_rows(market)
+        for row in _active_rows(market).defer(*(f"artifact__{name}" for name in BULKY))
         if not check_compatibility(needs, registry.facts(row.artifact))
     }
 
@@ -185,7 +189,7 @@ def symbol_states(
         blocks_of.setdefault(block.symbol_id, []).append(
             BlockFacts(block.pk, block.reason, block.evidence, block.permanent, block.opened_at, block.recheck_at)
         )
-    runs = {row.symbol_id: row.run for row in in_run.select_related("run")}
+    runs = {row.symbol_id: row.run for row in in_run.select_related("run").defer("run__log", "run__error")}
     covering = covering_artifacts(market=market, ids=wanted)
     decisions = {
         scope.symbol_id: scope
