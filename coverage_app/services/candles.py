@@ -109,7 +109,7 @@ def ingest(*, symbol_ids: Sequence[int], budget_seconds: float | None = BUDGET_S
         try:
             _Ingest(market, chosen, report, budget_seconds).run()
         except StoreError as error:
-            alerts.raise_alert(f"candles:{market}", f"Candles cannot be stored: {error}", Severity.CRITICAL)
+            alerts.raise_alert(_store_alert_key(market), f"Candles cannot be stored: {error}", Severity.CRITICAL)
             raise
     return report
 
@@ -180,6 +180,7 @@ class _Ingest:
                 self._flush()
         self._flush()
         alerts.resolve_alert(_alert_key(self.market))
+        alerts.resolve_alert(_store_alert_key(self.market))
 
     # ----------------------------------------------------------------- fetch
     def _since_ms(self, row: Symbol) -> int:
@@ -384,6 +385,10 @@ def _error_text(error: Exception) -> str:
     code = "BAD_CANDLES" if isinstance(error, CandleError) else "MARKET_DATA"
     detail = error.detail if isinstance(error, MarketDataError) else str(error)
     return reason(code, error=detail)[:300]
+
+
+def _store_alert_key(market: str) -> str:
+    return f"candles:{market}"
 
 
 def _alert_key(market: str) -> str:

@@ -294,6 +294,7 @@ def test_a_torn_file_is_named_alerted_and_fetched_again_after_it_was_moved_away(
     assert sorted(services.forget_lost_history()) == sorted(CODES)
     ingest_all()
     assert set(Symbol.objects.values_list("history_coverage", flat=True)) == {1.0}
+    assert Alert.objects.get(key="candles:simulated").resolved_at is not None
     stored = store.read("simulated", "1h")[CODES[0]]
     assert np.all(np.diff(stored.open_time) == 3_600_000)
 
