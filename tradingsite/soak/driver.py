@@ -127,7 +127,7 @@ class Soak:
         accidents = Chaos(seed=self.seed, enabled=self.chaos)
         with clock.simulated(self.start) as simulated, queue.capture() as messages, fresh_market():
             workers = Workers(chaos=accidents, violations=report.violations)
-            runner = BotRunner(ensure_bot())
+            runner = BotRunner(ensure_bot(), lease_ttl=3 * PASS)  # a pass is longer than the lease of real time
             evaluation_watch = EvaluationWatch(report.violations)
             bot_watch = BotWatch(report.violations)
             counter = QueryCounter()
