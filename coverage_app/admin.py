@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.auth.models import User
 from django.db.models import Count, Model, Prefetch, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
@@ -20,6 +19,7 @@ from coverage_app import selectors, services
 from coverage_app.choices import BlockReason
 from coverage_app.exceptions import CoverageError
 from coverage_app.models import Block, Symbol, UniverseRefresh
+from ops_app.people import acting_user
 
 LATEST = 20
 
@@ -169,18 +169,18 @@ class SymbolAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Lift all blocks", permissions=["steer"])
     def unblock(self, request: HttpRequest, queryset: QuerySet[Symbol]) -> None:
-        self.run_each(request, queryset, lambda symbol: services.unblock(symbol=symbol, user=_person(request)))
+        self.run_each(request, queryset, lambda symbol: services.unblock(symbol=symbol, user=acting_user(request)))
 
     @admin.action(description="Block until lifted (say why)", permissions=["steer"])
     def block(self, request: HttpRequest, queryset: QuerySet[Symbol]) -> None:
         why = request.POST.get("why", "")
         self.run_each(
-            request, queryset, lambda symbol: services.block_manually(symbol=symbol, user=_person(request), why=why)
+            request, queryset, lambda symbol: services.block_manually(symbol=symbol, user=acting_user(request), why=why)
         )
 
     @admin.action(description="Evaluate now", permissions=["steer"])
     def evaluate_now(self, request: HttpRequest, queryset: QuerySet[Symbol]) -> None:
-        outcome = services.evaluate_now(symbol_ids=queryset.values_list("pk", flat=True), user=_person(request))
+        outcome = services.evaluate_now(symbol_ids=queryset.values_list("pk", flat=True), user=acting_user(request))
         self.message_user(request, outcome.text, messages.SUCCESS)
 
 
@@ -202,7 +202,7 @@ class BlockAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Lift these blocks", permissions=["steer"])
     def unblock(self, request: HttpRequest, queryset: QuerySet[Block]) -> None:
-        self.run_each(request, queryset, lambda block: services.unblock(block_id=block.pk, user=_person(request)))
+        self.run_each(request, queryset, lambda block: services.unblock(block_id=block.pk, user=acting_user(request)))
 
 
 class UniverseRefreshAdmin(ReadOnlyAdmin):
@@ -224,11 +224,6 @@ class UniverseRefreshAdmin(ReadOnlyAdmin):
 
 def _open_blocks_prefetch() -> Any:
     return Prefetch("blocks", queryset=Block.objects.open().order_by("opened_at"), to_attr="open_block_list")
-
-
-def _person(request: HttpRequest) -> User:
-    """Return who asks. An action is reached only by somebody who is logged in and has the right."""
-    return cast(User, request.user)
 
 
 def _minute(moment: Any) -> str:

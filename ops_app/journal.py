@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 import structlog
-from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import User
 
 from ops_app import bulk, clock
@@ -22,7 +20,7 @@ def record(
     *,
     subject: str = "",
     severity: str = Severity.INFO,
-    user: AbstractBaseUser | None = None,
+    user: User | None = None,
 ) -> Event:
     """Write down that `kind` happened to `subject` (like `symbol:BTC/USDT:USDT` or `run:7`); part of the transaction.
 
@@ -36,12 +34,12 @@ def record(
         kind=kind,
         subject=subject[:120],
         text=text,
-        user=cast("User | None", user),
+        user=user,
     )
 
 
 def record_many(
-    entries: Iterable[tuple[str, str, str]], *, severity: str = Severity.INFO, user: AbstractBaseUser | None = None
+    entries: Iterable[tuple[str, str, str]], *, severity: str = Severity.INFO, user: User | None = None
 ) -> int:
     """Write down (kind, subject, text) triples in one statement, however many; returns their number."""
     now, real = clock.market_now(), clock.real_now()
@@ -53,7 +51,7 @@ def record_many(
             kind=kind,
             subject=subject[:120],
             text=text,
-            user=cast("User | None", user),
+            user=user,
         )
         for kind, subject, text in entries
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
@@ -11,19 +11,28 @@ from simple_history.admin import SimpleHistoryAdmin
 from unfold.admin import ModelAdmin
 
 from ops_app.admin import ReadOnlyAdmin
+from ops_app.people import acting_user
 from quant.reasons import reason
 from trading_app import services
 from trading_app.choices import DesiredState
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot, Decision, EquityPoint, Fill, Order, Position, RiskEvent
 
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
 LIMITS = (
     "max_leverage", "max_position", "max_positions", "daily_loss_limit", "max_drawdown", "volatility_target",
 )  # fmt: skip
 
 
+def person(request: HttpRequest) -> User:
+    """Return who asks; the admin site lets nobody in who is not logged in."""
+    return cast("User", request.user)
+
+
 @admin.register(Bot)
-class BotAdmin(SimpleHistoryAdmin, ModelAdmin):  # type: ignore[misc]  # unfold and simple_history have no types
+class BotAdmin(SimpleHistoryAdmin, ModelAdmin):
     """What people want of a bot. States and the kill switch change by actions, which say who asked (I19, I21)."""
 
     list_display = ["name", "market", "mode", "desired_state", "kill_switch_at", "entries_blocked", "last_bar_at"]
@@ -62,20 +71,20 @@ class BotAdmin(SimpleHistoryAdmin, ModelAdmin):  # type: ignore[misc]  # unfold 
     @admin.action(description="Pull the kill switch", permissions=["change"])
     def pull_kill_switch(self, request: HttpRequest, queryset: QuerySet[Bot]) -> None:
         for bot in queryset:
-            why = reason("MANUAL", by=request.user.get_username())
-            pulled = services.pull_kill_switch(bot=bot, reason=why, user=request.user)
+            why = reason("MANUAL", by=acting_user(request).get_username())
+            pulled = services.pull_kill_switch(bot=bot, reason=why, user=person(request))
             self._say(request, f"{bot}: kill switch {'pulled' if pulled else 'was pulled already'}.", changed=pulled)
 
     @admin.action(description="Reset the kill switch", permissions=["change"])
     def reset_kill_switch(self, request: HttpRequest, queryset: QuerySet[Bot]) -> None:
         for bot in queryset:
-            opened = services.reset_kill_switch(bot=bot, user=request.user)
+            opened = services.reset_kill_switch(bot=bot, user=person(request))
             self._say(request, f"{bot}: kill switch {'reset' if opened else 'was not pulled'}.", changed=opened)
 
     def _ask(self, request: HttpRequest, queryset: QuerySet[Bot], state: DesiredState) -> None:
         for bot in queryset:
             try:
-                changed = services.set_desired_state(bot=bot, state=state, user=request.user)
+                changed = services.set_desired_state(bot=bot, state=state, user=person(request))
             except TradingError as error:
                 self.message_user(request, str(error), messages.ERROR)
                 continue
@@ -86,8 +95,8 @@ class BotAdmin(SimpleHistoryAdmin, ModelAdmin):  # type: ignore[misc]  # unfold 
 
     def save_model(self, request: HttpRequest, obj: Bot, form: Any, change: bool) -> None:
         """Write the limits only: the running bot writes the other columns meanwhile."""
-        obj._history_user = request.user
-        obj._change_reason = f"limits: {', '.join(form.changed_data)}"[:100]
+        obj._history_user = request.user  # type: ignore[attr-defined]  # simple_history reads both
+        obj._change_reason = f"limits: {', '.join(form.changed_data)}"[:100]  # type: ignore[attr-defined]  # as above
         obj.save(update_fields=[name for name in form.changed_data if name in LIMITS] if change else None)
 
 

@@ -6,7 +6,7 @@ Every write by a person leaves who, when and why: in the bot's history, the risk
 from __future__ import annotations
 
 from django.conf import settings
-from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import User
 from django.db import transaction
 
 from ops_app import alerts, clock, journal
@@ -15,8 +15,6 @@ from quant.reasons import reason as reason_text
 from trading_app.choices import BotMode, DesiredState, RiskKind
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot, RiskEvent
-
-KILL_SWITCH = "KILL_SWITCH"
 
 
 def ensure_bot(*, name: str | None = None) -> Bot:
@@ -49,7 +47,7 @@ def ensure_bot(*, name: str | None = None) -> Bot:
     return bot
 
 
-def set_desired_state(*, bot: Bot, state: str, user: AbstractBaseUser | None) -> bool:
+def set_desired_state(*, bot: Bot, state: str, user: User | None) -> bool:
     """Ask the bot to run, pause, close only or stop. Returns False when that is asked for already.
 
     Raises TradingError for a state that does not exist, and for `run` while the kill switch is pulled.
@@ -72,7 +70,7 @@ def set_desired_state(*, bot: Bot, state: str, user: AbstractBaseUser | None) ->
     return True
 
 
-def pull_kill_switch(*, bot: Bot, reason: str, user: AbstractBaseUser | None = None) -> bool:
+def pull_kill_switch(*, bot: Bot, reason: str, user: User | None = None) -> bool:
     """Latch the kill switch: no entry until a person resets it (I19). Returns False when it is pulled already.
 
     Positions keep their stops and are managed; ask for `close_only` to have them closed at once.
@@ -96,7 +94,7 @@ def pull_kill_switch(*, bot: Bot, reason: str, user: AbstractBaseUser | None = N
     return True
 
 
-def reset_kill_switch(*, bot: Bot, user: AbstractBaseUser) -> bool:
+def reset_kill_switch(*, bot: Bot, user: User) -> bool:
     """Open the latch, by a person and by name (I19). Returns False when it was not pulled.
 
     The peak that drawdown is measured from starts again at the next bar's equity, else the same drawdown would pull the
@@ -131,9 +129,9 @@ def _alert_key(bot: Bot) -> str:
     return f"kill_switch:{bot.name}"
 
 
-def _save_by_person(row: Bot, fields: list[str], *, user: AbstractBaseUser | None, why: str) -> None:
-    row._history_user = user
-    row._change_reason = why[:100]
+def _save_by_person(row: Bot, fields: list[str], *, user: User | None, why: str) -> None:
+    row._history_user = user  # type: ignore[attr-defined]  # simple_history reads both
+    row._change_reason = why[:100]  # type: ignore[attr-defined]  # as above
     row.save(update_fields=fields)
 
 
@@ -142,7 +140,7 @@ def _record(
     kind: RiskKind,
     evidence: str,
     *,
-    user: AbstractBaseUser | None,
+    user: User | None,
     text: str,
     severity: Severity = Severity.INFO,
     subject: str = "",

@@ -1,6 +1,15 @@
 from django.apps import AppConfig
+from django.contrib.admin import apps as admin_apps
 
 
 class TradingSiteConfig(AppConfig):
     name = "tradingsite"
     verbose_name = "Site"
+    default = True
+
+
+class TradingAdminConfig(admin_apps.AdminConfig):
+    """Django's admin, with a site that lets roles in."""
+
+    default = False
+    default_site = "tradingsite.admin_site.TradingAdminSite"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, User
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
@@ -16,13 +16,19 @@ ROLES = (VIEWER, OPERATOR, ADMIN)  # each may do what the ones before it may
 
 
 def role_of(user: AbstractBaseUser | AnonymousUser) -> str | None:
-    """Return the highest role of `user`; a superuser is an admin; None for nobody."""
+    """Return the highest role of `user`; a superuser is an admin; None for nobody.
+
+    A user object lives as long as one request, so its groups are read once for all questions of that request.
+    """
     if not user.is_authenticated or not user.is_active:
         return None
-    if getattr(user, "is_superuser", False):
+    person = cast(User, user)
+    if person.is_superuser:
         return ADMIN
-    names = set(user.groups.values_list("name", flat=True))  # type: ignore[attr-defined]  # every user model of ours has groups
-    return next((role for role in reversed(ROLES) if role in names), None)
+    if not hasattr(person, "_role"):
+        names = set(person.groups.values_list("name", flat=True))
+        person._role = next((role for role in reversed(ROLES) if role in names), None)  # type: ignore[attr-defined]
+    return cast("str | None", person._role)
 
 
 def has_role(user: AbstractBaseUser | AnonymousUser, needed: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 from tradingsite.logs import logging_config
@@ -48,10 +49,10 @@ ALLOWED_HOSTS = list(OPTIONS["ALLOWED_HOSTS"])
 CSRF_TRUSTED_ORIGINS = list(OPTIONS["CSRF_TRUSTED_ORIGINS"])
 
 INSTALLED_APPS = [
-    "unfold",
+    "unfold.apps.BasicAppConfig",
     "unfold.contrib.filters",
     "unfold.contrib.simple_history",
-    "django.contrib.admin",
+    "tradingsite.apps.TradingAdminConfig",  # django.contrib.admin, with our site
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -214,6 +215,9 @@ UNFOLD = {
     "SITE_URL": reverse_lazy("dashboard"),
     "SHOW_HISTORY": True,
     "ENVIRONMENT": "tradingsite.context.environment_badge",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("site/icon.svg")}  # noqa: ARG005 - unfold's
+    ],
 }
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

@@ -26,6 +26,8 @@ ADMIN_USER = "admin"
 OUR_APPS = ("ops_app", "coverage_app", "training_app", "trading_app")
 #: What an operator may change besides seeing everything: symbols and their learning, never the money.
 OPERATOR_APPS = ("coverage_app", "training_app")
+#: Which model trades decides about money: activating one and rolling back are an admin's.
+MONEY_MODELS = ("modelartifact", "activemodel")
 STAMPS = "stamps"
 
 
@@ -64,6 +66,7 @@ def role_permissions(role: str) -> set[int]:
     """Return the ids of the permissions of a role: a viewer sees, an operator changes learning, an admin all."""
     view = Q(content_type__app_label__in=OUR_APPS, codename__startswith="view_")
     change = Q(content_type__app_label__in=OPERATOR_APPS, codename__startswith="change_")
+    change &= ~Q(content_type__model__in=MONEY_MODELS)
     wanted = {VIEWER: view, OPERATOR: view | change, ADMIN: Q()}[role]
     return set(Permission.objects.filter(wanted).values_list("pk", flat=True))
 

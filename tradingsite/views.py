@@ -16,6 +16,7 @@ from django.views.decorators.http import require_POST, require_safe
 from coverage_app import services as coverage
 from coverage_app.exceptions import CoverageError
 from coverage_app.models import Symbol
+from ops_app.people import acting_user
 from quant.reasons import reason
 from trading_app import services as trading
 from trading_app.choices import DesiredState
@@ -95,7 +96,7 @@ def symbol_data(_request: HttpRequest, pk: int) -> HttpResponse:
 # --- what people ask for: each calls one service and says what it did ----------------------------------------------
 
 
-def _do(request: HttpRequest, work: Callable[[], str], back: str, **arguments: object) -> HttpResponse:
+def _do(request: HttpRequest, work: Callable[[], str], back: str, **arguments: int) -> HttpResponse:
     try:
         messages.success(request, work())
     except (CoverageError, TradingError, TrainingAppError) as error:
@@ -110,7 +111,7 @@ def bot_state(request: HttpRequest, name: str) -> HttpResponse:
     state = request.POST.get("state", "")
 
     def work() -> str:
-        changed = trading.set_desired_state(bot=bot, state=state, user=request.user)
+        changed = trading.set_desired_state(bot=bot, state=state, user=acting_user(request))
         return f"{bot.name}: {DesiredState(state).label}{'' if changed else ' (it was asked for already)'}."
 
     return _do(request, work, "dashboard")
@@ -122,8 +123,8 @@ def bot_kill(request: HttpRequest, name: str) -> HttpResponse:
     bot = get_object_or_404(Bot, name=name)
 
     def work() -> str:
-        why = reason("MANUAL", by=request.user.get_username())
-        pulled = trading.pull_kill_switch(bot=bot, reason=why, user=request.user)
+        why = reason("MANUAL", by=acting_user(request).get_username())
+        pulled = trading.pull_kill_switch(bot=bot, reason=why, user=acting_user(request))
         return f"Kill switch of {bot.name} pulled: no entries." if pulled else "The kill switch was pulled already."
 
     return _do(request, work, "dashboard")
@@ -135,7 +136,7 @@ def bot_reset(request: HttpRequest, name: str) -> HttpResponse:
     bot = get_object_or_404(Bot, name=name)
 
     def work() -> str:
-        opened = trading.reset_kill_switch(bot=bot, user=request.user)
+        opened = trading.reset_kill_switch(bot=bot, user=acting_user(request))
         return f"Kill switch of {bot.name} reset." if opened else "The kill switch was not pulled."
 
     return _do(request, work, "dashboard")
@@ -145,7 +146,7 @@ def bot_reset(request: HttpRequest, name: str) -> HttpResponse:
 @needs(OPERATOR)
 def train(request: HttpRequest) -> HttpResponse:
     def work() -> str:
-        runs = training.train_now(user=request.user)
+        runs = training.train_now(user=acting_user(request))
         return f"{len(runs)} training run(s) wait for a worker."
 
     return _do(request, work, "dashboard")
@@ -155,7 +156,7 @@ def train(request: HttpRequest) -> HttpResponse:
 @needs(ADMIN)
 def roll_back(request: HttpRequest) -> HttpResponse:
     def work() -> str:
-        asked = activation.roll_back(slot=request.POST.get("slot", ""), user=request.user, reason="on the dashboard")
+        asked = activation.roll_back(slot=request.POST.get("slot", ""), user=acting_user(request), reason="on the dashboard")
         return f"Roll-back to {asked.artifact} is asked for; a worker verifies it first."
 
     return _do(request, work, "dashboard")
@@ -165,7 +166,7 @@ def roll_back(request: HttpRequest) -> HttpResponse:
 @needs(OPERATOR)
 def symbol_unblock(request: HttpRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Symbol, pk=pk)
-    return _do(request, lambda: coverage.unblock(symbol=found, user=request.user).text, "symbol", pk=pk)
+    return _do(request, lambda: coverage.unblock(symbol=found, user=acting_user(request)).text, "symbol", pk=pk)
 
 
 @require_POST
@@ -173,11 +174,11 @@ def symbol_unblock(request: HttpRequest, pk: int) -> HttpResponse:
 def symbol_block(request: HttpRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Symbol, pk=pk)
     why = request.POST.get("why", "")
-    return _do(request, lambda: coverage.block_manually(symbol=found, user=request.user, why=why).text, "symbol", pk=pk)
+    return _do(request, lambda: coverage.block_manually(symbol=found, user=acting_user(request), why=why).text, "symbol", pk=pk)
 
 
 @require_POST
 @needs(OPERATOR)
 def symbol_evaluate(request: HttpRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Symbol, pk=pk)
-    return _do(request, lambda: coverage.evaluate_now(symbol_ids=[found.pk], user=request.user).text, "symbol", pk=pk)
+    return _do(request, lambda: coverage.evaluate_now(symbol_ids=[found.pk], user=acting_user(request)).text, "symbol", pk=pk)

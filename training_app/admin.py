@@ -6,7 +6,7 @@ Rows are read only: every change is an action that calls a service and says what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from django.conf import settings
 from django.contrib import admin, messages
@@ -18,6 +18,7 @@ from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
 
+from ops_app.people import acting_user
 from training_app import activation, registry, services
 from training_app.choices import ActivationKind, RunState
 from training_app.exceptions import RunRefused, TrainingAppError
@@ -55,7 +56,7 @@ class ReadOnlyAdmin(ModelAdmin):
 
     def run_each(self, request: HttpRequest, rows: Iterable[Any], action: Callable[[Any, User], str]) -> None:
         """Call `action` for each row and show what each did, or why it could not."""
-        person = cast("User", request.user)  # the admin is for people who are logged in
+        person = acting_user(request)
         for row in rows:
             try:
                 self.message_user(request, action(row, person), messages.SUCCESS)
@@ -195,8 +196,9 @@ class ModelArtifactAdmin(ReadOnlyAdmin):
                 for gate in artifact.gates
             ),
         )  # fmt: skip
-        head = format_html("<tr><th>Gate</th><th>Value</th><th>Bound</th><th>Verdict</th><th>In words</th></tr>")
-        return format_html("<table>{}{}</table>", head, rows)
+        return format_html(
+            "<table><tr><th>Gate</th><th>Value</th><th>Bound</th><th>Verdict</th><th>In words</th></tr>{}</table>", rows
+        )
 
     @admin.action(description="Activate", permissions=["steer"])
     def activate(self, request: HttpRequest, queryset: QuerySet[ModelArtifact]) -> None:

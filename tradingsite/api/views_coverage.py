@@ -17,6 +17,7 @@ from rest_framework.serializers import BaseSerializer
 from coverage_app import services
 from coverage_app.choices import BlockReason
 from coverage_app.models import Block, Symbol, UniverseRefresh
+from ops_app.people import acting_user
 from tradingsite.api import serializers
 from tradingsite.api.actions import read, refusals, said
 from tradingsite.permissions import OPERATOR
@@ -62,7 +63,7 @@ class SymbolViewSet(viewsets.ReadOnlyModelViewSet[Symbol]):
     def unblock(self, request: Request, pk: str) -> Response:
         """Lift every open block of the symbol; a cause that still holds comes back at the next evaluation."""
         with refusals():
-            outcome = services.unblock(symbol=self.get_object(), user=request.user)
+            outcome = services.unblock(symbol=self.get_object(), user=acting_user(request))
         return said(outcome.text)
 
     @extend_schema(request=serializers.WhySerializer, responses=serializers.MessageSerializer)
@@ -71,14 +72,14 @@ class SymbolViewSet(viewsets.ReadOnlyModelViewSet[Symbol]):
         """Block the symbol until a person lifts it."""
         why = read(serializers.WhySerializer(data=request.data))["why"]
         with refusals():
-            outcome = services.block_manually(symbol=self.get_object(), user=request.user, why=why)
+            outcome = services.block_manually(symbol=self.get_object(), user=acting_user(request), why=why)
         return said(outcome.text)
 
     @extend_schema(request=None, responses=serializers.MessageSerializer)
     @action(detail=True, methods=["post"])
     def evaluate(self, request: Request, pk: str) -> Response:
         """Judge the symbol's history now."""
-        outcome = services.evaluate_now(symbol_ids=[self.get_object().pk], user=request.user)
+        outcome = services.evaluate_now(symbol_ids=[self.get_object().pk], user=acting_user(request))
         return said(outcome.text)
 
 
@@ -98,7 +99,7 @@ class BlockViewSet(viewsets.ReadOnlyModelViewSet[Block]):
     def lift(self, request: Request, pk: str) -> Response:
         """Lift this block; a cause that still holds comes back at the next evaluation."""
         with refusals():
-            outcome = services.unblock(block_id=self.get_object().pk, user=request.user)
+            outcome = services.unblock(block_id=self.get_object().pk, user=acting_user(request))
         return said(outcome.text)
 
 

@@ -8,6 +8,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from ops_app.people import acting_user
 from quant.reasons import reason
 from trading_app import services
 from trading_app.choices import DesiredState
@@ -33,7 +34,7 @@ class BotViewSet(viewsets.ReadOnlyModelViewSet[Bot]):
         wanted = read(serializers.DesiredStateSerializer(data=request.data))["state"]
         bot = self.get_object()
         with refusals():
-            changed = services.set_desired_state(bot=bot, state=wanted, user=request.user)
+            changed = services.set_desired_state(bot=bot, state=wanted, user=acting_user(request))
         label = DesiredState(wanted).label
         return said(f"{bot.name}: {label}." if changed else f"{bot.name} was asked for that already: {label}.")
 
@@ -44,7 +45,7 @@ class BotViewSet(viewsets.ReadOnlyModelViewSet[Bot]):
         why = read(serializers.WhySerializer(data=request.data))["why"]
         bot = self.get_object()
         with refusals():
-            pulled = services.pull_kill_switch(bot=bot, reason=reason("MANUAL", why=why), user=request.user)
+            pulled = services.pull_kill_switch(bot=bot, reason=reason("MANUAL", why=why), user=acting_user(request))
         return said(f"The kill switch of {bot.name} is pulled." if pulled else "The kill switch was pulled already.")
 
     @extend_schema(request=None, responses=serializers.MessageSerializer)
@@ -53,7 +54,7 @@ class BotViewSet(viewsets.ReadOnlyModelViewSet[Bot]):
         """Open the latch, by name."""
         bot = self.get_object()
         with refusals():
-            opened = services.reset_kill_switch(bot=bot, user=request.user)
+            opened = services.reset_kill_switch(bot=bot, user=acting_user(request))
         return said(f"The kill switch of {bot.name} is reset." if opened else "The kill switch was not pulled.")
 
 

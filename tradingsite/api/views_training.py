@@ -11,6 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
+from ops_app.people import acting_user
 from tradingsite.api import serializers
 from tradingsite.api.actions import read, refusals, said
 from tradingsite.permissions import ADMIN, OPERATOR
@@ -37,7 +38,7 @@ class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
     def start(self, request: Request) -> Response:
         """Ask for a run of every scope that has symbols to learn."""
         with refusals():
-            runs = services.train_now(user=request.user)
+            runs = services.train_now(user=acting_user(request))
         return said(f"{len(runs)} run(s) wait for a worker: {', '.join(str(run.pk) for run in runs)}")
 
     @extend_schema(request=serializers.OptionalWhySerializer, responses=serializers.MessageSerializer)
@@ -46,7 +47,7 @@ class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
         """End an open run without a result; its symbols wait for the next one."""
         why = read(serializers.OptionalWhySerializer(data=request.data))["why"]
         with refusals():
-            run = services.cancel(run=self.get_object(), user=request.user, why=why or "by a person")
+            run = services.cancel(run=self.get_object(), user=acting_user(request), why=why or "by a person")
         return said(f"Run {run.pk} was cancelled.")
 
 
@@ -64,7 +65,7 @@ class ArtifactViewSet(viewsets.ReadOnlyModelViewSet[ModelArtifact]):
         """Ask for this artifact to serve its slot: a worker verifies it first; see the activation for the outcome."""
         why = read(serializers.OptionalWhySerializer(data=request.data))["why"]
         with refusals():
-            asked = activation.request_activation(artifact=self.get_object(), user=request.user, reason=why)
+            asked = activation.request_activation(artifact=self.get_object(), user=acting_user(request), reason=why)
         return Response(serializers.ActivationSerializer(asked).data, status=202)
 
 
@@ -82,7 +83,7 @@ class ActiveModelViewSet(viewsets.ReadOnlyModelViewSet[ActiveModel]):
         """Ask for the artifact that served this slot before; the present one is not promoted again by itself."""
         why = read(serializers.OptionalWhySerializer(data=request.data))["why"]
         with refusals():
-            asked = activation.roll_back(slot=self.get_object().slot, user=request.user, reason=why)
+            asked = activation.roll_back(slot=self.get_object().slot, user=acting_user(request), reason=why)
         return Response(serializers.ActivationSerializer(asked).data, status=202)
 
 
