@@ -32,7 +32,6 @@ class TrainingScope(models.Model):
     run_seq = models.PositiveIntegerField(default=0)
     active_token = models.BigIntegerField(default=0)
     failures = models.PositiveSmallIntegerField(default=0, help_text="Failed or refused runs in a row: the back-off.")
-    last_run_at = models.DateTimeField(null=True, blank=True, help_text="When a run last started (I5).")
     not_before = models.DateTimeField(null=True, blank=True, help_text="Back-off: no run before this.")
     new_count = models.PositiveIntegerField(default=0, help_text="Ready symbols that the active model does not cover.")
     first_new_at = models.DateTimeField(null=True, blank=True, help_text="When the first of them was seen (debounce).")

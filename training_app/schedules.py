@@ -15,7 +15,7 @@ jobs.register(
     jobs.Job(
         name=PLAN_JOB,
         function="training_app.tasks.plan_job",
-        period=timedelta(minutes=1),
+        period=jobs.market_period(timedelta(minutes=5)),
         queue=settings.LIGHT_QUEUE,
         help="Request the training runs that are due; fall back to the best good model where one is missing.",
     )

@@ -182,7 +182,6 @@ class Migration(migrations.Migration):
                         default=0, help_text="Failed or refused runs in a row: the back-off."
                     ),
                 ),
-                ("last_run_at", models.DateTimeField(blank=True, help_text="When a run last started (I5).", null=True)),
                 ("not_before", models.DateTimeField(blank=True, help_text="Back-off: no run before this.", null=True)),
                 (
                     "new_count",
