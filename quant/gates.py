@@ -17,14 +17,15 @@ MIN_CHAMPION_BLOCKS = 5
 class GateBounds:
     """Bounds of the gates, all judged on the unseen test window.
 
-    ``min_t_stat`` is the confidence, as a t-statistic over blocks of time, with which the model must beat the base
-    rate; ``min_return_t_stat`` that with which trades taken at the threshold must earn money. The second is smaller,
-    since returns are far noisier than probabilities, and both must hold. ``max_champion_t_stat`` is how far below
-    the champion the challenger may be before that counts as more than noise.
+    ``min_t_stat`` is the confidence, as a t-statistic over blocks of time, with which the model must beat the
+    window's own base rate (a rival that no model can be and that sees the future, so 1.5 is strict, see
+    `quant.metrics.skill_over_base_rate`); ``min_return_t_stat`` that with which trades taken at the threshold must
+    earn money. Both must hold. ``max_champion_t_stat``
+    is how far below the champion the challenger may be before that counts as more than noise.
     """
 
     min_trades: int = 30
-    min_t_stat: float = 2.0
+    min_t_stat: float = 1.5
     min_return_t_stat: float = 1.0
     max_calibration_error: float = 0.10
     max_champion_t_stat: float = 1.0
@@ -68,16 +69,13 @@ class UnseenWindow:
     champion: NDArray[np.float64] | None = None
 
 
-def evaluate_gates(
-    window: UnseenWindow, *, base_rate: float, threshold: float, block: int, bounds: GateBounds
-) -> tuple[GateResult, ...]:
+def evaluate_gates(window: UnseenWindow, *, threshold: float, block: int, bounds: GateBounds) -> tuple[GateResult, ...]:
     """Hold a challenger against every gate; it may be promoted only if all passed.
 
-    ``base_rate`` is the share of paying signals BEFORE the window: the probability that a person without a model
-    would quote. ``block`` is the length in bars of the blocks of time over which confidence is judged; it must exceed
-    the label horizon, since overlapping labels are one observation.
+    ``block`` is the length in bars of the blocks of time over which confidence is judged; it must exceed the label
+    horizon, since overlapping labels are one observation.
     """
-    skill = skill_over_base_rate(window.y, window.probability, window.time, base_rate=base_rate, block=block)
+    skill = skill_over_base_rate(window.y, window.probability, window.time, block=block)
     trades = trades_at_threshold(
         window.y,
         window.probability,
@@ -94,7 +92,8 @@ def evaluate_gates(
             "skill",
             skill.t_stat,
             bounds.min_t_stat,
-            f"log loss is {skill.mean:.5f} below that of the base rate {base_rate:.3f}, t = {skill.t_stat:.2f} over "
+            f"log loss is {skill.mean:.5f} below that of the window's base rate {np.mean(window.y):.3f}, "
+            f"t = {skill.t_stat:.2f} over "
             f"{skill.blocks} blocks of {block} bars (needs {bounds.min_t_stat:g})",
         ),
         _at_least(
@@ -127,7 +126,9 @@ def _at_least(name: str, value: float, bound: float, text: str) -> GateResult:
     return GateResult(name=name, value=value, bound=bound, passed=value >= bound, text=text)
 
 
-def _champion_gate(window: UnseenWindow, champion: NDArray[np.float64], *, block: int, bounds: GateBounds) -> GateResult:
+def _champion_gate(
+    window: UnseenWindow, champion: NDArray[np.float64], *, block: int, bounds: GateBounds
+) -> GateResult:
     """The challenger must not be worse than the champion, beyond noise, where both saw nothing.
 
     Without enough such rows there is nothing to compare: the gate passes and says so, since the other gates have

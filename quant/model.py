@@ -326,7 +326,8 @@ def _training_matrix(
 
 def _probe_to_json(probe: Probe) -> dict[str, Any]:
     return {
-        # A feature may be missing (funding of a spot market, say), and JSON knows no NaN: null, which NumPy reads as NaN.
+        # A feature may be missing (funding of a spot market, say), and JSON knows no NaN: null, which NumPy reads
+        # as NaN.
         "features": [[None if np.isnan(value) else float(value) for value in row] for row in probe.features],
         "symbol_codes": [int(code) for code in probe.symbol_codes],
         "predictions": [float(value) for value in probe.predictions],

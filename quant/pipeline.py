@@ -73,7 +73,7 @@ class TrainingResult:
 
     @property
     def score(self) -> float:
-        """Validation score: log loss saved by the out-of-fold predictions, as a share of the base rate's loss."""
+        """Validation score: log loss saved by the out-of-fold predictions, as a share of their own base rate's loss."""
         return float(self.metrics["validation"]["relative_skill"])
 
 
@@ -131,8 +131,6 @@ def train(
     model.probe_rows = Probe(
         features=test.X[rows], symbol_codes=test.code[rows], predictions=model.predict(test.X[rows], test.code[rows])
     )
-    # The same samples as the calibration: a model that only knows a newer base rate than its rival has no skill.
-    base_rate = float(np.average(validation.y, weights=validation.weight))
     asked = None if champion is None else _ask_champion(champion, test, data.symbols, panel, spec)
     window = UnseenWindow(
         y=test.y,
@@ -142,13 +140,12 @@ def train(
         allowed=test.allowed,
         champion=asked,
     )
-    gates = evaluate_gates(window, base_rate=base_rate, threshold=threshold, block=block, bounds=bounds)
+    gates = evaluate_gates(window, threshold=threshold, block=block, bounds=bounds)
     champion_metrics = None
     if champion is not None and asked is not None and np.isfinite(asked).any():
         seen = np.flatnonzero(np.isfinite(asked))
-        champion_metrics = _measure(test.take(seen), asked[seen], base_rate, champion.threshold, block)
+        champion_metrics = _measure(test.take(seen), asked[seen], champion.threshold, block)
     metrics = {
-        "base_rate": base_rate,
         "threshold": threshold,
         "trees": n_trees,
         "windows": {
@@ -158,8 +155,8 @@ def train(
             "test_end_ms": _close_ms(panel, int(test.t1.max())),
         },
         "development_samples": len(develop),
-        "validation": _measure(validation, validated, base_rate, threshold, block),
-        "test": _measure(test, probability, base_rate, threshold, block),
+        "validation": _measure(validation, validated, threshold, block),
+        "test": _measure(test, probability, threshold, block),
         "calibration_curve": calibration_curve(test.y, probability),
         "importance": _importance(booster),
     }
@@ -294,11 +291,9 @@ def _ask_champion(
     return answer
 
 
-def _measure(
-    samples: Samples, probability: NDArray[np.float64], base_rate: float, threshold: float, block: int
-) -> dict[str, Any]:
+def _measure(samples: Samples, probability: NDArray[np.float64], threshold: float, block: int) -> dict[str, Any]:
     """Scores of a window as plain numbers, None where there is none (no trade, one class)."""
-    skill = skill_over_base_rate(samples.y, probability, samples.t0, base_rate=base_rate, block=block)
+    skill = skill_over_base_rate(samples.y, probability, samples.t0, block=block)
     trades = trades_at_threshold(
         samples.y,
         probability,
@@ -314,8 +309,7 @@ def _measure(
     )
     numbers = {
         "samples": len(samples),
-        "base_rate": base_rate,
-        "paid": float(np.mean(samples.y)),
+        "base_rate": float(np.mean(samples.y)),
         "log_loss": loss,
         "skill": skill.mean,
         "skill_t": skill.t_stat,

@@ -276,9 +276,7 @@ def test_an_exit_in_flight_is_not_sent_twice() -> None:
 
 
 def test_a_position_outside_the_bar_is_decided_too() -> None:
-    decisions = decide(
-        bar=make_bar(("A",)), portfolio=holding(position("Z"), position("Y")), spec=SPEC, schema=SCHEMA
-    )
+    decisions = decide(bar=make_bar(("A",)), portfolio=holding(position("Z"), position("Y")), spec=SPEC, schema=SCHEMA)
     assert [(d.symbol, d.reason) for d in decisions[1:]] == [
         ("Y", "IN_POSITION: candle=missing"),
         ("Z", "IN_POSITION: candle=missing"),
@@ -291,7 +289,7 @@ broken = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0])
 @given(
     st.fixed_dictionaries(
         {},
-        optional={name: broken for name in ("atr_pct", "volatility", "probability", "threshold")}
+        optional=dict.fromkeys(("atr_pct", "volatility", "probability", "threshold"), broken)
         | {"covered": st.booleans(), "side": st.sampled_from([-1, 0, 1])},
     ),
     st.booleans(),
@@ -337,10 +335,7 @@ numbers = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 0.01, 0.6, 
 @given(
     st.lists(
         st.fixed_dictionaries(
-            {
-                name: numbers
-                for name in ("close", "atr_pct", "volatility", "probability", "threshold", "feature")
-            }
+            dict.fromkeys(("close", "atr_pct", "volatility", "probability", "threshold", "feature"), numbers)
             | {"side": st.sampled_from([-1, 0, 1]), "covered": st.booleans()}
         ),
         min_size=1,
@@ -369,7 +364,9 @@ def test_f42_an_entry_never_comes_from_a_value_that_is_not_a_number(rows: list[d
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12), st.floats(0.0005, 0.05), st.floats(100, 1e6))
-def test_entries_of_one_bar_stay_within_every_limit(probabilities: list[float], volatility: float, equity: float) -> None:
+def test_entries_of_one_bar_stay_within_every_limit(
+    probabilities: list[float], volatility: float, equity: float
+) -> None:
     limits = RiskLimits(max_open_positions=5, max_exposure_fraction=0.35, max_position_fraction=0.1)
     symbols = tuple(f"S{i}" for i in range(len(probabilities)))
     bar = make_bar(symbols, probability=probabilities, volatility=volatility)

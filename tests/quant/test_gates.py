@@ -26,7 +26,7 @@ def make_window(*, knows: float, seed: int = 0, cost: float = 0.0) -> UnseenWind
 
 
 def judge(window: UnseenWindow, **bounds: float) -> dict[str, GateResult]:
-    gates = evaluate_gates(window, base_rate=0.45, threshold=0.5, block=48, bounds=GateBounds(**bounds))
+    gates = evaluate_gates(window, threshold=0.5, block=48, bounds=GateBounds(**bounds))
     return {gate.name: gate for gate in gates}
 
 
@@ -62,6 +62,13 @@ def test_skill_that_does_not_pay_its_costs_fails() -> None:
     assert not gates["net_return"].passed
 
 
+def test_a_lucky_level_is_no_skill() -> None:
+    """More signals pay in the window than before it, and the model knows nothing but promises more than before."""
+    window = make_window(knows=0.0)
+    lucky = replace(window, probability=np.full(N, 0.47), y=(np.arange(N) % 2).astype(np.int8))
+    assert not judge(lucky)["skill"].passed
+
+
 def test_too_few_trades_fail() -> None:
     gates = judge(make_window(knows=1.0), min_trades=N)
     assert not gates["trades"].passed
@@ -94,9 +101,7 @@ def test_a_champion_that_saw_the_window_is_not_compared_and_that_is_said() -> No
     assert "not comparable" in gate.text
 
 
-@pytest.mark.parametrize(
-    "changes", [{"min_trades": 1}, {"min_t_stat": -1.0}, {"max_calibration_error": float("nan")}]
-)
+@pytest.mark.parametrize("changes", [{"min_trades": 1}, {"min_t_stat": -1.0}, {"max_calibration_error": float("nan")}])
 def test_a_wrong_gate_bound_is_named(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         GateBounds(**changes)

@@ -95,15 +95,21 @@ def test_nothing_to_judge_by_is_no_evidence(values: list[float], time: list[int]
     assert block_mean(np.array(values), np.array(time, dtype=np.int64), block=24).t_stat == 0.0
 
 
-def test_skill_is_positive_only_for_who_knows_more_than_the_base_rate() -> None:
+def test_skill_is_positive_only_for_who_tells_samples_apart() -> None:
     rng = np.random.default_rng(4)
     truth = rng.uniform(0.2, 0.6, 5_000)
     y = (rng.uniform(size=5_000) < truth).astype(np.int8)
     time = np.arange(5_000)
-    assert skill_over_base_rate(y, truth, time, base_rate=0.4, block=50).t_stat > 5
-    shuffled = rng.permutation(truth)
-    assert skill_over_base_rate(y, shuffled, time, base_rate=0.4, block=50).t_stat < -5
-    assert skill_over_base_rate(y, np.full(5_000, 0.4), time, base_rate=0.4, block=50).t_stat == 0.0
+    assert skill_over_base_rate(y, truth, time, block=50).t_stat > 5
+    assert skill_over_base_rate(y, rng.permutation(truth), time, block=50).t_stat < -5
+    assert skill_over_base_rate(y, np.full(5_000, y.mean()), time, block=50).t_stat == 0.0
+
+
+@given(samples, st.floats(0.001, 0.999))
+def test_no_constant_beats_the_base_rate_of_the_window(pairs: list[tuple[int, float]], constant: float) -> None:
+    y, _ = columns(pairs)
+    skill = skill_over_base_rate(y, np.full(len(y), constant), np.arange(len(y)), block=1)
+    assert skill.mean <= 1e-9
 
 
 def test_trades_count_probabilities_at_the_threshold_and_respect_the_regime() -> None:

@@ -50,9 +50,7 @@ def make_model(encoding: str = "index", *, n_trees: int = 12, n_features: int = 
         fit_end_ms=1_700_000_000_000,
         facts={"timeframe": "1h"},
     )
-    model.probe_rows = Probe(
-        features=X[:5], symbol_codes=codes[:5], predictions=model.predict(X[:5], codes[:5])
-    )
+    model.probe_rows = Probe(features=X[:5], symbol_codes=codes[:5], predictions=model.predict(X[:5], codes[:5]))
     return model
 
 

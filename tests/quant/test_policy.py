@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -183,7 +184,9 @@ def test_a_wrong_coverage_setting_is_named(changes: dict[str, float], named: str
 
 # ------------------------------------------------------------------- back-off
 @given(st.integers(0, 10_000), st.integers(1, HOUR_MS), st.integers(0, DAY_MS), st.text(max_size=5))
-def test_back_off_never_passes_its_cap_and_is_the_same_every_time(attempt: int, base: int, extra: int, key: str) -> None:
+def test_back_off_never_passes_its_cap_and_is_the_same_every_time(
+    attempt: int, base: int, extra: int, key: str
+) -> None:
     wait = back_off_ms(attempt, base, base + extra, key=key)
     assert wait == back_off_ms(attempt, base, base + extra, key=key)
     assert wait <= base + extra
@@ -333,7 +336,7 @@ def test_i5_thirty_days_of_passes_start_few_runs_whatever_their_outcome(outcomes
             )
         else:
             facts = replace(facts, failures=facts.failures + 1)
-    gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(starts)]
     assert all(gap >= TRAINING.min_train_interval_ms for gap in gaps)
     if "accepted" not in outcomes:  # back-off: 1, 2, 4, 8, 16 hours, then daily
         assert len(starts) <= 5 + 31
