@@ -1,6 +1,6 @@
 """The learnable part of the simulated market: hidden regimes of trend and chop.
 
-Each symbol lives through episodes of four days. In a *trending* one its price drifts in one direction; in a *choppy*
+Each symbol lives through episodes of five days. In a *trending* one its price drifts in one direction; in a *choppy*
 one the drift turns every twelve hours, so that whoever follows the trend is late. Turnover is higher while a symbol
 trends, which is what a meta-model can see. With `learnable=False` the regimes, and their effect on turnover, are the
 same but no price drifts: the same market with nothing to be found, the null world of the gates.
@@ -18,12 +18,12 @@ from exchanges.simulated.hashing import Floats, Keys, hash64, stream_key, unifor
 _HOURS = 24
 _BARS_PER_HOUR = 12
 _SEGMENT_HOURS = 12
-_EPISODE_SEGMENTS = 8
+_EPISODE_SEGMENTS = 10
 _TRENDING_SHARE = 0.45
-_TREND_PER_DAY = 0.9
+_TREND_PER_DAY = 1.6
 """Drift of a trending day, in standard deviations of the symbol's usual day."""
-_CHOP_PER_DAY = 0.85
-_TREND_ACTIVITY = 1.6
+_CHOP_PER_DAY = 1.3
+_TREND_ACTIVITY = 3.5
 """Turnover while trending, relative to chop."""
 
 

@@ -132,7 +132,7 @@ def _spec(
         sector=int(u[0] * SECTORS),
         market_beta=0.6 + 0.8 * u[1],
         sector_beta=0.5 + 0.8 * u[2],
-        own_volatility=0.018 + 0.016 * u[3],
+        own_volatility=0.023 + 0.016 * u[3],
         daily_quote_volume=15_000.0 if oddity is Oddity.THIN else float(10.0 ** (6.8 + 2.2 * rank)),
         log_price=log_price,
         listed_ms=listed_ms,

@@ -44,7 +44,7 @@ _LOG_VOL_SCALES = ((90, 0.20), (21, 0.24), (5, 0.24), (1, 0.14))
 _HOUR_LOG_VOL = ((6, 0.30), (1, 0.18))
 """(hours, standard deviation) of log volatility within a day; normalised to leave the day's variance alone."""
 _SEASON = 0.22 * np.cos(2 * np.pi * (np.arange(HOURS) - 14.5) / HOURS)
-_MARKET_VOLATILITY, _SECTOR_VOLATILITY = 0.020, 0.011
+_MARKET_VOLATILITY, _SECTOR_VOLATILITY = 0.014, 0.011
 _JUMP_CHANCE, _MARKET_JUMP_CHANCE = 0.03, 0.012
 _JUMP_SIZE, _MARKET_JUMP_SIZE = 0.045, 0.03
 
