@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Q
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
 
 from coverage_app import selectors as coverage
 from coverage_app.models import Symbol
@@ -23,6 +24,17 @@ EQUITY_POINTS = 1500
 CHART_CANDLES = 500
 EVENTS = 14
 ALERTS = 5
+SYMBOL_SUBJECT = coverage.subject_of("")
+PER_PAGE = 100
+#: What the dashboard's buttons say; the choice's own label explains it in full.
+STATE_VERBS = {
+    DesiredState.RUN: "Run",
+    DesiredState.PAUSE: "Pause",
+    DesiredState.CLOSE_ONLY: "Close only",
+    DesiredState.STOP: "Stop",
+}
+#: These close positions or leave them alone: the page asks once more.
+ASK_BEFORE = (DesiredState.CLOSE_ONLY, DesiredState.STOP)
 STATE_ORDER = (State.TRADABLE, State.TRAINING, State.TRAINABLE, State.BLOCKED)
 
 
@@ -37,7 +49,7 @@ def overview() -> dict[str, Any]:
         "now": now,
         "speed": clock.speed(),
         "bot": bot,
-        "desired_states": DesiredState.choices,
+        "buttons": [(each, STATE_VERBS[each], each in ASK_BEFORE) for each in DesiredState],
         "latest": latest,
         "day_change": _day_change(bot, latest),
         "positions": list(trading.open_positions(bot)) if bot is not None else [],
@@ -52,8 +64,14 @@ def overview() -> dict[str, Any]:
         "active": training.active_models(),
         "pulses": heartbeats.pulses(),
         "alerts": Alert.objects.filter(resolved_at__isnull=True)[:ALERTS],
-        "events": Event.objects.select_related("user")[:EVENTS],
+        "events": _notable_events(),
     }
+
+
+def _notable_events() -> QuerySet[Event]:
+    """Return the newest events without the program's own about single symbols: a refused model writes one for each."""
+    of_symbols = Q(subject__startswith=SYMBOL_SUBJECT, user__isnull=True)
+    return Event.objects.exclude(of_symbols).select_related("user")[:EVENTS]
 
 
 def _day_change(bot: Any, latest: trading.EquityRow | None) -> float | None:
@@ -72,8 +90,8 @@ def equity_chart() -> dict[str, Any]:
     }
 
 
-def symbol_list(*, state: str, query: str) -> dict[str, Any]:
-    """Return the states of the symbols that match, and how many there are of each state."""
+def symbol_list(*, state: str, query: str, page: str) -> dict[str, Any]:
+    """Return a page of the states of the symbols that match, and how many there are of each state."""
     states = training.symbol_states()
     words = query.strip().upper()
     shown = [
@@ -82,9 +100,10 @@ def symbol_list(*, state: str, query: str) -> dict[str, Any]:
         if (not state or each.state == state)
         and (not words or words in each.code.upper() or words in each.evidence.upper())
     ]
+    counts = training.state_counts(states)
     return {
-        "rows": shown,
-        "counts": [(name.value, sum(each.state == name for each in states)) for name in STATE_ORDER],
+        "page": Paginator(shown, PER_PAGE).get_page(page),
+        "counts": [(name.value, counts[name.value]) for name in STATE_ORDER],
         "total": len(states),
         "state": state,
         "query": query,
@@ -130,7 +149,8 @@ def candle_chart(symbol: Symbol) -> dict[str, Any]:
         "candles": rows,
         "probability": [
             {"time": to_ms(at) // 1000, "value": round(probability, 4)}
-            for at, probability in asked.exclude(probability=None).values_list("bar_at", "probability")
+            for at, probability in asked.values_list("bar_at", "probability")
+            if probability is not None
         ],
         "signals": [
             {"time": to_ms(at) // 1000, "side": side, "outcome": outcome}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -35,9 +35,12 @@ def needs(role: str) -> Callable[[View], View]:
     """Let only people with `role` or a higher one in; the others learn which role is needed."""
 
     def decorate(view: View) -> View:
-        @login_required
         @wraps(view)
         def guarded(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+            if not request.user.is_authenticated:
+                if request.headers.get("HX-Request"):  # a page that refreshes itself must not swallow the log-in page
+                    return HttpResponse(status=204, headers={"HX-Refresh": "true"})
+                return redirect_to_login(request.get_full_path())
             if not has_role(request.user, role):
                 raise PermissionDenied(f"This needs the role {role}. Ask an admin.")
             return view(request, *args, **kwargs)
@@ -72,7 +75,9 @@ def equity_data(_request: HttpRequest) -> HttpResponse:
 @needs(VIEWER)
 def symbols(request: HttpRequest) -> HttpResponse:
     """Every symbol with its state and the reason for it."""
-    found = pages.symbol_list(state=request.GET.get("state", ""), query=request.GET.get("q", ""))
+    found = pages.symbol_list(
+        state=request.GET.get("state", ""), query=request.GET.get("q", ""), page=request.GET.get("page", "1")
+    )
     template = "site/parts/symbol_rows.html" if request.headers.get("HX-Request") else "site/symbols.html"
     return render(request, template, found)
 
@@ -83,7 +88,8 @@ def symbols(request: HttpRequest) -> HttpResponse:
 def symbol(request: HttpRequest, pk: int) -> HttpResponse:
     """One symbol: candles, signals, probability, trades, and the timeline of its states."""
     found = get_object_or_404(Symbol, pk=pk)
-    return render(request, "site/symbol.html", {**pages.symbol_page(found), **may(request)})
+    template = "site/parts/symbol_refresh.html" if request.headers.get("HX-Request") else "site/symbol.html"
+    return render(request, template, {**pages.symbol_page(found), **may(request)})
 
 
 @require_safe

@@ -19,10 +19,21 @@ function makeChart(place) {
   });
 }
 
+/* A drawdown of 0.01 % must not look like one of 10 %: the scale starts at zero and shows at least one percent. */
+function fromZero(original) {
+  const found = original();
+  const low = Math.min(-1, found === null ? -1 : found.priceRange.minValue);
+  return { priceRange: { minValue: low, maxValue: 0 } };
+}
+
+/* Null when the site does not answer or the session is over: the rest of the page says so and comes back by itself. */
 async function read(place) {
-  const answer = await fetch(place.dataset.url, { headers: { Accept: "application/json" } });
-  if (!answer.ok) throw new Error(`${place.dataset.url} answered ${answer.status}`);
-  return answer.json();
+  try {
+    const answer = await fetch(place.dataset.url, { headers: { Accept: "application/json" }, redirect: "error" });
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
 }
 
 function equityChart(place) {
@@ -31,13 +42,16 @@ function equityChart(place) {
   const equity = chart.addSeries(LightweightCharts.AreaSeries, {
     lineColor: colour.blue, topColor: colour.blue + "55", bottomColor: colour.blue + "08", lineWidth: 2, title: "equity",
   });
-  const drawdown = chart.addSeries(LightweightCharts.HistogramSeries, {
-    color: colour.bad + "88", priceScaleId: "left", title: "drawdown %",
-  });
-  chart.priceScale("left").applyOptions({ visible: true, scaleMargins: { top: 0.75, bottom: 0 } });
+  const drawdown = chart.addSeries(LightweightCharts.AreaSeries, {
+    lineColor: colour.bad, topColor: colour.bad + "08", bottomColor: colour.bad + "55", lineWidth: 1, title: "drawdown",
+    invertFilledArea: true, priceFormat: { type: "custom", minMove: 0.01, formatter: (value) => `${value.toFixed(2)} %` },
+    autoscaleInfoProvider: fromZero,
+  }, 1);
+  chart.panes()[1].setStretchFactor(0.35);
   let drawn = 0;
   const refresh = async () => {
     const data = await read(place);
+    if (data === null) return;
     if (data.equity.length === drawn) return;
     equity.setData(data.equity);
     drawdown.setData(data.drawdown);
@@ -51,21 +65,45 @@ function equityChart(place) {
   setInterval(refresh, REFRESH_MS);
 }
 
-async function candleChart(place) {
+function candleChart(place) {
   const colour = colours();
   const chart = makeChart(place);
-  const data = await read(place);
-  const minMove = 10 ** -data.decimals;
   const candles = chart.addSeries(LightweightCharts.CandlestickSeries, {
     upColor: colour.good, downColor: colour.bad, borderVisible: false, wickUpColor: colour.good, wickDownColor: colour.bad,
-    priceFormat: { type: "price", precision: data.decimals, minMove },
   });
-  candles.setData(data.candles);
-  const probability = chart.addSeries(LightweightCharts.LineSeries, {
-    color: colour.blue, lineWidth: 1, priceScaleId: "left", title: "probability", pointMarkersVisible: true, lineVisible: false,
-  });
-  probability.setData(data.probability);
-  chart.priceScale("left").applyOptions({ visible: data.probability.length > 0, scaleMargins: { top: 0.8, bottom: 0 } });
+  const markers = LightweightCharts.createSeriesMarkers(candles, []);
+  let probability = null;
+  let newest = null;
+  const refresh = async () => {
+    const data = await read(place);
+    if (data === null) return;
+    const first = newest === null;
+    const last = data.candles.length > 0 ? data.candles[data.candles.length - 1].time : 0;
+    if (last === newest && data.fills.length === Number(place.dataset.fills)) return;
+    newest = last;
+    candles.applyOptions({ priceFormat: { type: "price", precision: data.decimals, minMove: 10 ** -data.decimals } });
+    candles.setData(data.candles);
+    markers.setMarkers(marks(data, colour));
+    if (probability === null && data.probability.length > 0) {
+      probability = chart.addSeries(LightweightCharts.LineSeries, {
+        color: colour.blue, lineVisible: false, pointMarkersVisible: true, title: "probability",
+        priceFormat: { type: "custom", minMove: 0.001, formatter: (value) => `${(100 * value).toFixed(1)} %` },
+      }, 1);
+      chart.panes()[1].setStretchFactor(0.3);
+    }
+    if (probability !== null) probability.setData(data.probability);
+    if (first) chart.timeScale().fitContent();
+    const hint = document.getElementById("candle-hint");
+    if (data.candles.length === 0 && hint) hint.textContent = "No candle of this symbol is stored yet: the workers fetch them.";
+    place.dataset.points = String(data.candles.length);
+    place.dataset.fills = String(data.fills.length);
+  };
+  refresh();
+  setInterval(refresh, REFRESH_MS);
+}
+
+/* Markers must be in the order of time and belong to a candle that is drawn. */
+function marks(data, colour) {
   const signals = data.signals.map((each) => ({
     time: each.time, position: each.side > 0 ? "belowBar" : "aboveBar", shape: "circle", size: 0.5,
     color: each.outcome === "ENTER" ? colour.good : colour.soft,
@@ -75,10 +113,7 @@ async function candleChart(place) {
     shape: each.side === "buy" ? "arrowUp" : "arrowDown", color: each.side === "buy" ? colour.good : colour.bad,
   }));
   const known = new Set(data.candles.map((each) => each.time));
-  const markers = [...signals, ...fills].filter((each) => known.has(each.time)).sort((a, b) => a.time - b.time);
-  LightweightCharts.createSeriesMarkers(candles, markers);
-  chart.timeScale().fitContent();
-  place.dataset.points = String(data.candles.length);
+  return [...signals, ...fills].filter((each) => known.has(each.time)).sort((a, b) => a.time - b.time);
 }
 
 const equityPlace = document.getElementById("equity-chart");
