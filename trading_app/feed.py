@@ -136,9 +136,7 @@ class FeatureFeed:
         }
         # What the store holds beyond this bar is not stepped yet, so the live steps must ask for it again.
         end_ms = until_open_ms + step_ms
-        funding = {
-            symbol: (times[times < end_ms], rates[times < end_ms]) for symbol, (times, rates) in funding.items()
-        }
+        funding = {symbol: (times[times < end_ms], rates[times < end_ms]) for symbol, (times, rates) in funding.items()}
         self._funding = {
             symbol: _Funding(int(times[-1]), _interval(times)) for symbol, (times, _) in funding.items() if len(times)
         }

@@ -52,14 +52,15 @@ def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
             return applied
         new = sorted(fresh.values(), key=lambda fill: (fill.time_ms, fill.trade_id))
         orders = _orders_of(account, new)
-        rows, positions = [], {}
+        rows: list[Fill] = []
+        positions: dict[str, Position | None] = {}
         for fill in new:
             if fill.symbol not in account.symbol_ids:
                 applied.unknown_symbols.add(fill.symbol)
                 continue
             order = orders.get(fill.client_order_id)
             position = _position_of(account, fill, order, positions)
-            if order is None and fill.kind == FillKind.TRADE:
+            if order is None and fill.kind == FillKind.TRADE.value:
                 applied.foreign.append(fill)
             rows.append(_row(account, fill, order, position))
             applied.touched.add(fill.symbol)

@@ -200,9 +200,7 @@ class Reconciler:
         before, looks = self._drift.get(symbol, (difference, 0))
         looks = looks + 1 if before == difference else 1
         self._drift[symbol] = (difference, looks)
-        in_flight = Order.objects.filter(
-            bot=self.bot, symbol_id=self.desk.account.symbol_ids.get(symbol), state=OrderState.UNKNOWN
-        ).exists()
+        in_flight = Order.objects.filter(bot=self.bot, symbol__code=symbol, state=OrderState.UNKNOWN).exists()
         return looks >= MAX_DRIFT_LOOKS and not in_flight
 
     @property

@@ -53,7 +53,10 @@ def main(arguments: dict[str, Any]) -> None:
     )  # fmt: skip
     while True:
         report = runner.tick()
-        line = {"lease": report.lease, "sent": report.orders_sent, "bar": str(report.bar_at or ""), "waiting": report.waiting}
+        line = {
+            "lease": report.lease, "sent": report.orders_sent, "bar": str(report.bar_at or ""),
+            "waiting": report.waiting,
+        }  # fmt: skip
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         clock.sleep(0.1)

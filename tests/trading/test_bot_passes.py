@@ -38,7 +38,8 @@ def test_an_entry_is_filled_protected_and_exits(world: World) -> None:
     world.until_entry(runner)
     entry = Order.objects.filter(purpose=OrderPurpose.ENTRY).first()
     assert entry is not None
-    assert entry.decision is not None and entry.decision.outcome == "ENTER"
+    assert entry.decision is not None
+    assert entry.decision.outcome == "ENTER"
     assert entry.state in (OrderState.FILLED, OrderState.CANCELLED)
     position = entry.position
     assert position is not None

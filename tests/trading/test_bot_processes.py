@@ -1,4 +1,4 @@
-"""Real bot processes on one database: killed, frozen, doubled (I15, I16). Leases and kills are real; the market stands."""
+"""Real bot processes on one database: killed, frozen, doubled (I15, I16). Leases and kills are real."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(pro
 
 def test_i15_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
     first = processes.start()
-    processes.says(first, lambda report: report["lease"] == "held" and bool(report["bar"]) or report["sent"] > 0)
+    processes.says(first, lambda report: report["sent"] > 0)
     first.send_signal(signal.SIGSTOP)
     second = processes.start()
     processes.says(second, lambda report: report["lease"] == "taken")

@@ -156,7 +156,7 @@ def test_a_limit_changed_in_the_admin_leaves_the_running_bots_columns_alone(admi
     assert bot.history.latest().history_user.username == "root"
 
 
-# --- doctor, metrics, imports
+# --- The doctor, the metrics and what is imported
 
 
 def test_the_doctor_names_a_position_without_a_stop(sim: Any) -> None:
@@ -165,7 +165,7 @@ def test_the_doctor_names_a_position_without_a_stop(sim: Any) -> None:
     assert finding.level is Level.PROBLEM
     assert position.symbol.code in finding.text
     assert [each.level for each in doctor_checks.orders()] == [Level.OK]
-    assert "does not run" in [each.text for each in doctor_checks.bot()][0]
+    assert "does not run" in next(each.text for each in doctor_checks.bot())
 
 
 def test_metrics_tell_equity_positions_and_the_kill_switch(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trading_app.fold import FoldFill, Folded, fold
+from trading_app.fold import Folded, FoldFill, fold
 
 fills = st.builds(
     FoldFill,

@@ -60,7 +60,7 @@ def test_i19_the_kill_switch_is_latched_survives_a_restart_and_only_a_person_by_
     world.pass_bars(again, 24)
     assert Order.objects.filter(purpose="entry").count() == entries
     assert Bot.objects.get().entries_blocked.startswith("KILL_SWITCH")
-    with pytest.raises(TradingError, match="by a person, by name"):
+    with pytest.raises(TradingError, match="log in and reset it"):
         services.reset_kill_switch(bot=bot, user=None)  # type: ignore[arg-type]
     assert services.reset_kill_switch(bot=bot, user=person)
     assert not services.reset_kill_switch(bot=bot, user=person), "twice changes nothing"
@@ -91,7 +91,7 @@ def test_the_daily_loss_stops_entries_until_the_next_utc_day(world: World, monke
 
 def test_a_limit_at_zero_is_an_error_and_not_no_limit(world: World) -> None:
     world.bot.max_drawdown = 0.0
-    with pytest.raises(ValueError, match="max_drawdown_fraction is 0.0; a risk limit must be positive"):
+    with pytest.raises(ValueError, match=r"max_drawdown_fraction is 0\.0; a risk limit must be positive"):
         equity.limits_of(world.bot)
 
 
@@ -116,7 +116,8 @@ def test_i20_exits_go_on_when_people_stop_entries(world: World, state: str, pers
     services.set_desired_state(bot=world.bot, state=state, user=person)
     if state == "close_only":
         runner.tick()
-        assert Order.objects.filter(purpose="exit", reason__startswith="CLOSE_ONLY").exists(), "now, not at the next bar"
+        now = Order.objects.filter(purpose="exit", reason__startswith="CLOSE_ONLY")
+        assert now.exists(), "not only at the next bar"
     world.pass_bars(runner, 40)
     assert not Position.objects.open().exists()
     assert not world.matching.positions()
@@ -260,4 +261,3 @@ def test_the_set_up_makes_the_bot_once_with_the_limits_of_the_settings(db: None,
     settings.EXCHANGE_MARKET = "other"
     with pytest.raises(TradingError, match="trades simulated"):
         services.ensure_bot()
-

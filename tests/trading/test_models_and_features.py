@@ -53,7 +53,11 @@ def activate_real(world: World) -> ActiveModel:
         requirement=registry.requirement(), panel_symbols=list(world.codes), symbols=list(world.symbols.values())
     )
     written = artifacts.write_artifact(
-        real_model(world.codes), scope=artifact.scope, version=artifact.version, token=artifact.fencing_token, manifest={}
+        real_model(world.codes),
+        scope=artifact.scope,
+        version=artifact.version,
+        token=artifact.fencing_token,
+        manifest={},
     )
     artifact.directory, artifact.size, artifact.sha256 = written.directory, written.size, written.sha256
     artifact.save()
@@ -170,7 +174,7 @@ def test_single_symbol_mode_holds_a_model_per_slot_and_asks_each_about_its_own(m
     assert runner.trader.feed is not None
     assert runner.trader.feed.panel_symbols == tuple(sorted(world.codes[:2]))
     for code, model in models.items():
-        assert {names for names in model.asked} <= {(code,)}
+        assert set(model.asked) <= {(code,)}
     assert any(model.asked for model in models.values())
     third = ActiveModel.objects.get(generation=1)
     third.generation = 3

@@ -7,242 +7,562 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('coverage_app', '0001_initial'),
-        ('training_app', '0001_initial'),
+        ("coverage_app", "0001_initial"),
+        ("training_app", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Bot',
+            name="Bot",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=40, unique=True)),
-                ('market', models.CharField(max_length=64)),
-                ('account', models.CharField(help_text="One bot per account (I15); also the lease's name.", max_length=64, unique=True)),
-                ('mode', models.CharField(choices=[('simulated', 'Simulated exchange'), ('replay', 'Replay of real candles'), ('paper', 'Paper: real data, no real orders'), ('live', 'Live')], max_length=10)),
-                ('desired_state', models.CharField(choices=[('run', 'Run'), ('pause', 'Pause: no entries, positions are managed'), ('close_only', 'Close only: no entries, positions are closed now'), ('stop', 'Stop: no decisions, stops stay at the exchange')], default='run', max_length=10)),
-                ('max_leverage', models.FloatField(default=2.0, help_text='Gross exposure / equity.')),
-                ('max_position', models.FloatField(default=0.2, help_text='Notional of one position / equity.')),
-                ('max_positions', models.PositiveIntegerField(default=10)),
-                ('daily_loss_limit', models.FloatField(default=0.05, help_text='Loss of a UTC day / equity that stops entries.')),
-                ('max_drawdown', models.FloatField(default=0.2, help_text='Loss from the peak / equity that pulls the kill switch.')),
-                ('volatility_target', models.FloatField(default=0.01, help_text="Daily standard deviation of one position's profit / equity that its size aims at.")),
-                ('kill_switch_at', models.DateTimeField(blank=True, help_text='Latched: only a person resets it (I19).', null=True)),
-                ('kill_switch_reason', models.CharField(blank=True, max_length=300)),
-                ('peak_equity', models.FloatField(blank=True, null=True)),
-                ('day', models.DateField(blank=True, help_text='UTC day of market time that day_start_equity belongs to.', null=True)),
-                ('day_start_equity', models.FloatField(blank=True, null=True)),
-                ('daily_loss_hit', models.BooleanField(default=False)),
-                ('entries_blocked', models.CharField(blank=True, help_text='Why no position is opened at present; empty: they may be.', max_length=300)),
-                ('last_bar_at', models.DateTimeField(blank=True, help_text='Open time of the last bar that was decided.', null=True)),
-                ('last_fill_at', models.DateTimeField(blank=True, help_text='Cursor of the fills that were read.', null=True)),
-                ('loaded_generation', models.PositiveBigIntegerField(default=0)),
-                ('loaded_at', models.DateTimeField(blank=True, null=True)),
-                ('refused_generation', models.PositiveBigIntegerField(default=0, help_text='Not tried again (I10).')),
-                ('reloads', models.PositiveIntegerField(default=0)),
-                ('missed_bars', models.PositiveIntegerField(default=0, help_text='Closed while the bot was down: never traded.')),
-                ('started_at', models.DateTimeField(blank=True, null=True)),
-                ('created_at', models.DateTimeField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=40, unique=True)),
+                ("market", models.CharField(max_length=64)),
+                (
+                    "account",
+                    models.CharField(
+                        help_text="One bot per account (I15); also the lease's name.", max_length=64, unique=True
+                    ),
+                ),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[
+                            ("simulated", "Simulated exchange"),
+                            ("replay", "Replay of real candles"),
+                            ("paper", "Paper: real data, no real orders"),
+                            ("live", "Live"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "desired_state",
+                    models.CharField(
+                        choices=[
+                            ("run", "Run"),
+                            ("pause", "Pause: no entries, positions are managed"),
+                            ("close_only", "Close only: no entries, positions are closed now"),
+                            ("stop", "Stop: no decisions, stops stay at the exchange"),
+                        ],
+                        default="run",
+                        max_length=10,
+                    ),
+                ),
+                ("max_leverage", models.FloatField(default=2.0, help_text="Gross exposure / equity.")),
+                ("max_position", models.FloatField(default=0.2, help_text="Notional of one position / equity.")),
+                ("max_positions", models.PositiveIntegerField(default=10)),
+                (
+                    "daily_loss_limit",
+                    models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries."),
+                ),
+                (
+                    "max_drawdown",
+                    models.FloatField(default=0.2, help_text="Loss from the peak / equity that pulls the kill switch."),
+                ),
+                (
+                    "volatility_target",
+                    models.FloatField(
+                        default=0.01,
+                        help_text="Daily standard deviation of one position's profit / equity that its size aims at.",
+                    ),
+                ),
+                (
+                    "kill_switch_at",
+                    models.DateTimeField(blank=True, help_text="Latched: only a person resets it (I19).", null=True),
+                ),
+                ("kill_switch_reason", models.CharField(blank=True, max_length=300)),
+                ("peak_equity", models.FloatField(blank=True, null=True)),
+                (
+                    "day",
+                    models.DateField(
+                        blank=True, help_text="UTC day of market time that day_start_equity belongs to.", null=True
+                    ),
+                ),
+                ("day_start_equity", models.FloatField(blank=True, null=True)),
+                ("daily_loss_hit", models.BooleanField(default=False)),
+                (
+                    "entries_blocked",
+                    models.CharField(
+                        blank=True,
+                        help_text="Why no position is opened at present; empty: they may be.",
+                        max_length=300,
+                    ),
+                ),
+                (
+                    "last_bar_at",
+                    models.DateTimeField(
+                        blank=True, help_text="Open time of the last bar that was decided.", null=True
+                    ),
+                ),
+                (
+                    "last_fill_at",
+                    models.DateTimeField(blank=True, help_text="Cursor of the fills that were read.", null=True),
+                ),
+                ("loaded_generation", models.PositiveBigIntegerField(default=0)),
+                ("loaded_at", models.DateTimeField(blank=True, null=True)),
+                ("refused_generation", models.PositiveBigIntegerField(default=0, help_text="Not tried again (I10).")),
+                ("reloads", models.PositiveIntegerField(default=0)),
+                (
+                    "missed_bars",
+                    models.PositiveIntegerField(default=0, help_text="Closed while the bot was down: never traded."),
+                ),
+                ("started_at", models.DateTimeField(blank=True, null=True)),
+                ("created_at", models.DateTimeField()),
             ],
             options={
-                'ordering': ['name'],
+                "ordering": ["name"],
             },
         ),
         migrations.CreateModel(
-            name='Decision',
+            name="Decision",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('bar_at', models.DateTimeField(help_text='Open time of the closed bar, market time.')),
-                ('side', models.SmallIntegerField(default=0, help_text='The primary signal: 1 long, -1 short, 0 none.')),
-                ('probability', models.FloatField(blank=True, null=True)),
-                ('generation', models.PositiveBigIntegerField(default=0)),
-                ('outcome', models.CharField(max_length=12)),
-                ('reason', models.CharField(blank=True, max_length=300)),
-                ('reason_code', models.CharField(blank=True, help_text='Code of the reason, for counting.', max_length=40)),
-                ('price', models.FloatField(blank=True, help_text='Close of the bar.', null=True)),
-                ('created_at', models.DateTimeField(help_text='Market time.')),
-                ('artifact', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='decisions', to='training_app.modelartifact')),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='decisions', to='trading_app.bot')),
-                ('symbol', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='decisions', to='coverage_app.symbol')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("bar_at", models.DateTimeField(help_text="Open time of the closed bar, market time.")),
+                (
+                    "side",
+                    models.SmallIntegerField(default=0, help_text="The primary signal: 1 long, -1 short, 0 none."),
+                ),
+                ("probability", models.FloatField(blank=True, null=True)),
+                ("generation", models.PositiveBigIntegerField(default=0)),
+                ("outcome", models.CharField(max_length=12)),
+                ("reason", models.CharField(blank=True, max_length=300)),
+                (
+                    "reason_code",
+                    models.CharField(blank=True, help_text="Code of the reason, for counting.", max_length=40),
+                ),
+                ("price", models.FloatField(blank=True, help_text="Close of the bar.", null=True)),
+                ("created_at", models.DateTimeField(help_text="Market time.")),
+                (
+                    "artifact",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="decisions",
+                        to="training_app.modelartifact",
+                    ),
+                ),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="decisions", to="trading_app.bot"
+                    ),
+                ),
+                (
+                    "symbol",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="decisions", to="coverage_app.symbol"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-bar_at', 'symbol_id'],
+                "ordering": ["-bar_at", "symbol_id"],
             },
         ),
         migrations.CreateModel(
-            name='EquityPoint',
+            name="EquityPoint",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField()),
-                ('equity', models.FloatField()),
-                ('cash', models.FloatField()),
-                ('exposure', models.FloatField(default=0.0, help_text='Gross notional of the open positions.')),
-                ('drawdown', models.FloatField(default=0.0, help_text='Loss from the peak / peak.')),
-                ('open_positions', models.PositiveIntegerField(default=0)),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='equity_points', to='trading_app.bot')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("at", models.DateTimeField()),
+                ("equity", models.FloatField()),
+                ("cash", models.FloatField()),
+                ("exposure", models.FloatField(default=0.0, help_text="Gross notional of the open positions.")),
+                ("drawdown", models.FloatField(default=0.0, help_text="Loss from the peak / peak.")),
+                ("open_positions", models.PositiveIntegerField(default=0)),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="equity_points", to="trading_app.bot"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-at'],
+                "ordering": ["-at"],
             },
         ),
         migrations.CreateModel(
-            name='HistoricalBot',
+            name="HistoricalBot",
             fields=[
-                ('id', models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name='ID')),
-                ('name', models.CharField(db_index=True, max_length=40)),
-                ('market', models.CharField(max_length=64)),
-                ('account', models.CharField(db_index=True, help_text="One bot per account (I15); also the lease's name.", max_length=64)),
-                ('mode', models.CharField(choices=[('simulated', 'Simulated exchange'), ('replay', 'Replay of real candles'), ('paper', 'Paper: real data, no real orders'), ('live', 'Live')], max_length=10)),
-                ('desired_state', models.CharField(choices=[('run', 'Run'), ('pause', 'Pause: no entries, positions are managed'), ('close_only', 'Close only: no entries, positions are closed now'), ('stop', 'Stop: no decisions, stops stay at the exchange')], default='run', max_length=10)),
-                ('max_leverage', models.FloatField(default=2.0, help_text='Gross exposure / equity.')),
-                ('max_position', models.FloatField(default=0.2, help_text='Notional of one position / equity.')),
-                ('max_positions', models.PositiveIntegerField(default=10)),
-                ('daily_loss_limit', models.FloatField(default=0.05, help_text='Loss of a UTC day / equity that stops entries.')),
-                ('max_drawdown', models.FloatField(default=0.2, help_text='Loss from the peak / equity that pulls the kill switch.')),
-                ('volatility_target', models.FloatField(default=0.01, help_text="Daily standard deviation of one position's profit / equity that its size aims at.")),
-                ('kill_switch_at', models.DateTimeField(blank=True, help_text='Latched: only a person resets it (I19).', null=True)),
-                ('kill_switch_reason', models.CharField(blank=True, max_length=300)),
-                ('created_at', models.DateTimeField()),
-                ('history_id', models.AutoField(primary_key=True, serialize=False)),
-                ('history_date', models.DateTimeField(db_index=True)),
-                ('history_change_reason', models.CharField(max_length=100, null=True)),
-                ('history_type', models.CharField(choices=[('+', 'Created'), ('~', 'Changed'), ('-', 'Deleted')], max_length=1)),
-                ('history_user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigIntegerField(auto_created=True, blank=True, db_index=True, verbose_name="ID")),
+                ("name", models.CharField(db_index=True, max_length=40)),
+                ("market", models.CharField(max_length=64)),
+                (
+                    "account",
+                    models.CharField(
+                        db_index=True, help_text="One bot per account (I15); also the lease's name.", max_length=64
+                    ),
+                ),
+                (
+                    "mode",
+                    models.CharField(
+                        choices=[
+                            ("simulated", "Simulated exchange"),
+                            ("replay", "Replay of real candles"),
+                            ("paper", "Paper: real data, no real orders"),
+                            ("live", "Live"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "desired_state",
+                    models.CharField(
+                        choices=[
+                            ("run", "Run"),
+                            ("pause", "Pause: no entries, positions are managed"),
+                            ("close_only", "Close only: no entries, positions are closed now"),
+                            ("stop", "Stop: no decisions, stops stay at the exchange"),
+                        ],
+                        default="run",
+                        max_length=10,
+                    ),
+                ),
+                ("max_leverage", models.FloatField(default=2.0, help_text="Gross exposure / equity.")),
+                ("max_position", models.FloatField(default=0.2, help_text="Notional of one position / equity.")),
+                ("max_positions", models.PositiveIntegerField(default=10)),
+                (
+                    "daily_loss_limit",
+                    models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries."),
+                ),
+                (
+                    "max_drawdown",
+                    models.FloatField(default=0.2, help_text="Loss from the peak / equity that pulls the kill switch."),
+                ),
+                (
+                    "volatility_target",
+                    models.FloatField(
+                        default=0.01,
+                        help_text="Daily standard deviation of one position's profit / equity that its size aims at.",
+                    ),
+                ),
+                (
+                    "kill_switch_at",
+                    models.DateTimeField(blank=True, help_text="Latched: only a person resets it (I19).", null=True),
+                ),
+                ("kill_switch_reason", models.CharField(blank=True, max_length=300)),
+                ("created_at", models.DateTimeField()),
+                ("history_id", models.AutoField(primary_key=True, serialize=False)),
+                ("history_date", models.DateTimeField(db_index=True)),
+                ("history_change_reason", models.CharField(max_length=100, null=True)),
+                (
+                    "history_type",
+                    models.CharField(choices=[("+", "Created"), ("~", "Changed"), ("-", "Deleted")], max_length=1),
+                ),
+                (
+                    "history_user",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'historical bot',
-                'verbose_name_plural': 'historical bots',
-                'ordering': ('-history_date', '-history_id'),
-                'get_latest_by': ('history_date', 'history_id'),
+                "verbose_name": "historical bot",
+                "verbose_name_plural": "historical bots",
+                "ordering": ("-history_date", "-history_id"),
+                "get_latest_by": ("history_date", "history_id"),
             },
             bases=(simple_history.models.HistoricalChanges, models.Model),
         ),
         migrations.CreateModel(
-            name='Position',
+            name="Position",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('side', models.SmallIntegerField()),
-                ('quantity', models.DecimalField(decimal_places=12, default=0, help_text='Signed; 0 when closed.', max_digits=30)),
-                ('entry_price', models.DecimalField(decimal_places=12, default=0, max_digits=30)),
-                ('stop_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('target_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('expires_at', models.DateTimeField(blank=True, help_text='Vertical barrier, market time.', null=True)),
-                ('realised_pnl', models.DecimalField(decimal_places=12, default=0, max_digits=30)),
-                ('fees', models.DecimalField(decimal_places=12, default=0, max_digits=30)),
-                ('foreign', models.BooleanField(default=False, help_text='Found at the exchange, not opened by this bot: never traded.')),
-                ('opened_at', models.DateTimeField()),
-                ('closed_at', models.DateTimeField(blank=True, null=True)),
-                ('close_reason', models.CharField(blank=True, max_length=200)),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='positions', to='trading_app.bot')),
-                ('entry_decision', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='trading_app.decision')),
-                ('symbol', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='positions', to='coverage_app.symbol')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("side", models.SmallIntegerField()),
+                (
+                    "quantity",
+                    models.DecimalField(
+                        decimal_places=12, default=0, help_text="Signed; 0 when closed.", max_digits=30
+                    ),
+                ),
+                ("entry_price", models.DecimalField(decimal_places=12, default=0, max_digits=30)),
+                ("stop_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                ("target_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                ("expires_at", models.DateTimeField(blank=True, help_text="Vertical barrier, market time.", null=True)),
+                ("realised_pnl", models.DecimalField(decimal_places=12, default=0, max_digits=30)),
+                ("fees", models.DecimalField(decimal_places=12, default=0, max_digits=30)),
+                (
+                    "foreign",
+                    models.BooleanField(
+                        default=False, help_text="Found at the exchange, not opened by this bot: never traded."
+                    ),
+                ),
+                ("opened_at", models.DateTimeField()),
+                ("closed_at", models.DateTimeField(blank=True, null=True)),
+                ("close_reason", models.CharField(blank=True, max_length=200)),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="positions", to="trading_app.bot"
+                    ),
+                ),
+                (
+                    "entry_decision",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="trading_app.decision",
+                    ),
+                ),
+                (
+                    "symbol",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="positions", to="coverage_app.symbol"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Order',
+            name="Order",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('purpose', models.CharField(choices=[('entry', 'Entry'), ('exit', 'Exit'), ('stop', 'Protective stop')], max_length=8)),
-                ('side', models.CharField(help_text='buy or sell', max_length=4)),
-                ('kind', models.CharField(help_text='market, limit or stop_market', max_length=12)),
-                ('quantity', models.DecimalField(decimal_places=12, max_digits=30)),
-                ('reference_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('trigger_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('stop_price', models.DecimalField(blank=True, decimal_places=12, help_text='Of the position to be.', max_digits=30, null=True)),
-                ('target_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('position_expires_at', models.DateTimeField(blank=True, null=True)),
-                ('reduce_only', models.BooleanField(default=False)),
-                ('client_order_id', models.CharField(blank=True, help_text='Derived from the row (I16).', max_length=18, null=True, unique=True)),
-                ('venue_order_id', models.CharField(blank=True, max_length=64)),
-                ('state', models.CharField(choices=[('intent', 'Intent'), ('sending', 'Sending'), ('acked', 'At the exchange'), ('partially_filled', 'Partially filled'), ('filled', 'Filled'), ('cancelled', 'Cancelled'), ('expired', 'Expired'), ('rejected', 'Rejected'), ('unknown', 'Outcome unknown'), ('not_placed', 'Proven not placed')], default='intent', max_length=16)),
-                ('filled', models.DecimalField(decimal_places=12, default=0, max_digits=30)),
-                ('average_price', models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
-                ('reason', models.CharField(blank=True, help_text='Why it was placed; then why it was refused.', max_length=300)),
-                ('fencing_token', models.BigIntegerField(help_text="Of the bot's lease when the intent was written (I15).")),
-                ('lookups', models.PositiveSmallIntegerField(default=0)),
-                ('next_lookup_at', models.DateTimeField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(help_text='Market time.')),
-                ('sent_at', models.DateTimeField(blank=True, null=True)),
-                ('finished_at', models.DateTimeField(blank=True, null=True)),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='orders', to='trading_app.bot')),
-                ('decision', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='orders', to='trading_app.decision')),
-                ('symbol', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='orders', to='coverage_app.symbol')),
-                ('position', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='orders', to='trading_app.position')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "purpose",
+                    models.CharField(
+                        choices=[("entry", "Entry"), ("exit", "Exit"), ("stop", "Protective stop")], max_length=8
+                    ),
+                ),
+                ("side", models.CharField(help_text="buy or sell", max_length=4)),
+                ("kind", models.CharField(help_text="market, limit or stop_market", max_length=12)),
+                ("quantity", models.DecimalField(decimal_places=12, max_digits=30)),
+                ("reference_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                ("trigger_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                (
+                    "stop_price",
+                    models.DecimalField(
+                        blank=True, decimal_places=12, help_text="Of the position to be.", max_digits=30, null=True
+                    ),
+                ),
+                ("target_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                ("position_expires_at", models.DateTimeField(blank=True, null=True)),
+                ("reduce_only", models.BooleanField(default=False)),
+                (
+                    "client_order_id",
+                    models.CharField(
+                        blank=True, help_text="Derived from the row (I16).", max_length=18, null=True, unique=True
+                    ),
+                ),
+                ("venue_order_id", models.CharField(blank=True, max_length=64)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("intent", "Intent"),
+                            ("sending", "Sending"),
+                            ("acked", "At the exchange"),
+                            ("partially_filled", "Partially filled"),
+                            ("filled", "Filled"),
+                            ("cancelled", "Cancelled"),
+                            ("expired", "Expired"),
+                            ("rejected", "Rejected"),
+                            ("unknown", "Outcome unknown"),
+                            ("not_placed", "Proven not placed"),
+                        ],
+                        default="intent",
+                        max_length=16,
+                    ),
+                ),
+                ("filled", models.DecimalField(decimal_places=12, default=0, max_digits=30)),
+                ("average_price", models.DecimalField(blank=True, decimal_places=12, max_digits=30, null=True)),
+                (
+                    "reason",
+                    models.CharField(
+                        blank=True, help_text="Why it was placed; then why it was refused.", max_length=300
+                    ),
+                ),
+                (
+                    "fencing_token",
+                    models.BigIntegerField(help_text="Of the bot's lease when the intent was written (I15)."),
+                ),
+                ("lookups", models.PositiveSmallIntegerField(default=0)),
+                ("next_lookup_at", models.DateTimeField(blank=True, null=True)),
+                ("created_at", models.DateTimeField(help_text="Market time.")),
+                ("sent_at", models.DateTimeField(blank=True, null=True)),
+                ("finished_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="orders", to="trading_app.bot"
+                    ),
+                ),
+                (
+                    "decision",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="orders",
+                        to="trading_app.decision",
+                    ),
+                ),
+                (
+                    "symbol",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="orders", to="coverage_app.symbol"
+                    ),
+                ),
+                (
+                    "position",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="orders",
+                        to="trading_app.position",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.CreateModel(
-            name='Fill',
+            name="Fill",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('account', models.CharField(max_length=64)),
-                ('trade_id', models.CharField(max_length=80)),
-                ('client_order_id', models.CharField(blank=True, max_length=64)),
-                ('kind', models.CharField(choices=[('trade', 'Trade'), ('funding', 'Funding payment'), ('adjustment', "Correction: the exchange's position won")], default='trade', max_length=10)),
-                ('side', models.CharField(max_length=4)),
-                ('quantity', models.DecimalField(decimal_places=12, max_digits=30)),
-                ('price', models.DecimalField(decimal_places=12, max_digits=30)),
-                ('fee', models.DecimalField(decimal_places=12, default=0, max_digits=30)),
-                ('filled_at', models.DateTimeField(help_text="The exchange's time.")),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='fills', to='trading_app.bot')),
-                ('symbol', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='fills', to='coverage_app.symbol')),
-                ('order', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='fills', to='trading_app.order')),
-                ('position', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='fills', to='trading_app.position')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("account", models.CharField(max_length=64)),
+                ("trade_id", models.CharField(max_length=80)),
+                ("client_order_id", models.CharField(blank=True, max_length=64)),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("trade", "Trade"),
+                            ("funding", "Funding payment"),
+                            ("adjustment", "Correction: the exchange's position won"),
+                        ],
+                        default="trade",
+                        max_length=10,
+                    ),
+                ),
+                ("side", models.CharField(max_length=4)),
+                ("quantity", models.DecimalField(decimal_places=12, max_digits=30)),
+                ("price", models.DecimalField(decimal_places=12, max_digits=30)),
+                ("fee", models.DecimalField(decimal_places=12, default=0, max_digits=30)),
+                ("filled_at", models.DateTimeField(help_text="The exchange's time.")),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="fills", to="trading_app.bot"
+                    ),
+                ),
+                (
+                    "symbol",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="fills", to="coverage_app.symbol"
+                    ),
+                ),
+                (
+                    "order",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="fills",
+                        to="trading_app.order",
+                    ),
+                ),
+                (
+                    "position",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="fills",
+                        to="trading_app.position",
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-filled_at', '-id'],
+                "ordering": ["-filled_at", "-id"],
             },
         ),
         migrations.CreateModel(
-            name='RiskEvent',
+            name="RiskEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('kill_switch', 'Kill switch pulled'), ('kill_switch_reset', 'Kill switch reset'), ('daily_loss', 'Daily loss limit'), ('desired_state', 'State asked for'), ('stop_missing', 'Protective stop was missing'), ('foreign', 'Order or position that is not ours'), ('model_refused', 'Model refused by the bot'), ('drift', "Position differed from the exchange's"), ('venue_error', 'Exchange answered with errors')], max_length=20)),
-                ('evidence', models.CharField(max_length=500)),
-                ('created_at', models.DateTimeField()),
-                ('bot', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='risk_events', to='trading_app.bot')),
-                ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("kill_switch", "Kill switch pulled"),
+                            ("kill_switch_reset", "Kill switch reset"),
+                            ("daily_loss", "Daily loss limit"),
+                            ("desired_state", "State asked for"),
+                            ("stop_missing", "Protective stop was missing"),
+                            ("foreign", "Order or position that is not ours"),
+                            ("model_refused", "Model refused by the bot"),
+                            ("drift", "Position differed from the exchange's"),
+                            ("venue_error", "Exchange answered with errors"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("evidence", models.CharField(max_length=500)),
+                ("created_at", models.DateTimeField()),
+                (
+                    "bot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="risk_events", to="trading_app.bot"
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-id'],
+                "ordering": ["-id"],
             },
         ),
         migrations.AddIndex(
-            model_name='decision',
-            index=models.Index(fields=['bot', '-bar_at'], name='decision_newest'),
+            model_name="decision",
+            index=models.Index(fields=["bot", "-bar_at"], name="decision_newest"),
         ),
         migrations.AddIndex(
-            model_name='decision',
-            index=models.Index(fields=['symbol', '-bar_at'], name='decision_of_symbol'),
+            model_name="decision",
+            index=models.Index(fields=["symbol", "-bar_at"], name="decision_of_symbol"),
         ),
         migrations.AddConstraint(
-            model_name='decision',
-            constraint=models.UniqueConstraint(fields=('bot', 'symbol', 'bar_at'), name='one_decision_per_bar'),
+            model_name="decision",
+            constraint=models.UniqueConstraint(fields=("bot", "symbol", "bar_at"), name="one_decision_per_bar"),
         ),
         migrations.AddConstraint(
-            model_name='equitypoint',
-            constraint=models.UniqueConstraint(fields=('bot', 'at'), name='one_equity_point_per_bar'),
+            model_name="equitypoint",
+            constraint=models.UniqueConstraint(fields=("bot", "at"), name="one_equity_point_per_bar"),
         ),
         migrations.AddConstraint(
-            model_name='position',
-            constraint=models.UniqueConstraint(condition=models.Q(('closed_at__isnull', True)), fields=('bot', 'symbol'), name='one_open_position_per_symbol'),
+            model_name="position",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("closed_at__isnull", True)),
+                fields=("bot", "symbol"),
+                name="one_open_position_per_symbol",
+            ),
         ),
         migrations.AddIndex(
-            model_name='order',
-            index=models.Index(fields=['bot', 'state'], name='order_of_state'),
+            model_name="order",
+            index=models.Index(fields=["bot", "state"], name="order_of_state"),
         ),
         migrations.AddConstraint(
-            model_name='fill',
-            constraint=models.UniqueConstraint(fields=('account', 'trade_id'), name='fill_once_per_account'),
+            model_name="fill",
+            constraint=models.UniqueConstraint(fields=("account", "trade_id"), name="fill_once_per_account"),
         ),
     ]
