@@ -19,7 +19,9 @@ class SymbolQuerySet(QuerySet["Symbol"]):
         return self.filter(market=market)
 
     def due_for_evaluation(self, *, now: dt.datetime) -> SymbolQuerySet:
-        return self.filter(Q(next_evaluation_at__isnull=True) | Q(next_evaluation_at__lte=now))
+        """New symbols (no time yet) wait until their history was asked for: judged sooner, all would be too short."""
+        waiting = Q(in_universe=True, active=True, backfilled=False, ingest_failures=0)
+        return self.filter(Q(next_evaluation_at__isnull=True) & ~waiting | Q(next_evaluation_at__lte=now))
 
     def ingestible(self) -> SymbolQuerySet:
         """Symbols whose candles are kept up: the universe's, and those once in it, because models may need them."""

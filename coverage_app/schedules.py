@@ -10,13 +10,38 @@ from ops_app.jobs import Job
 MINUTE = timedelta(minutes=1)
 LIGHT = "light"
 
+TASKS = "coverage_app.tasks"
+
 jobs.register(
-    Job("universe", "coverage_app.tasks.universe_task", MINUTE, LIGHT, "Look at what the exchange lists, when due.")
+    Job(
+        "universe",
+        f"{TASKS}.universe_task",
+        MINUTE,
+        LIGHT,
+        "Look at what the exchange lists, when due.",
+        due=f"{TASKS}.universe_is_due",
+    )
 )
 jobs.register(
-    Job("ingest", "coverage_app.tasks.ingest_due_task", MINUTE, LIGHT, "Fetch candles of the symbols that lack some.")
+    Job(
+        "ingest",
+        f"{TASKS}.ingest_due_task",
+        MINUTE,
+        LIGHT,
+        "Fetch candles of the symbols that lack some.",
+        due=f"{TASKS}.candles_are_due",
+    )
 )
-jobs.register(Job("evaluate", "coverage_app.tasks.evaluate_task", MINUTE, LIGHT, "Judge the symbols that are due."))
+jobs.register(
+    Job(
+        "evaluate",
+        f"{TASKS}.evaluate_task",
+        MINUTE,
+        LIGHT,
+        "Judge the symbols that are due.",
+        due=f"{TASKS}.judging_is_due",
+    )
+)
 jobs.after("universe", "ingest")
 
 

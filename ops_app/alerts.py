@@ -60,6 +60,11 @@ def apprise_notifier(urls: tuple[str, ...]) -> Callable[[str, str], bool]:
     return lambda title, body: bool(sender.notify(title=title, body=body))
 
 
+def are_pending() -> bool:
+    """Return whether an alert waits to be sent or shown."""
+    return Alert.objects.filter(state=AlertState.PENDING).exists()
+
+
 def send_pending(*, notify: Callable[[str, str], bool] | None = None) -> str:
     """Send the alerts that are due; returns what was done, "" for nothing. A job calls it every minute."""
     now = clock.real_now()

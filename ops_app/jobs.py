@@ -29,13 +29,18 @@ MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Job:
-    """`function` (dotted name of `() -> str`) every `period` of real time, in whole minutes, on `queue`."""
+    """`function` (dotted name of `() -> str`) every `period` of real time, in whole minutes, on `queue`.
+
+    `due` (dotted name of `() -> bool`) is asked before the slot is taken: False means that there is nothing to do, so
+    that an idle minute costs one read and leaves no row.
+    """
 
     name: str
     function: str
     period: timedelta
     queue: str
     help: str
+    due: str = ""
 
     def __post_init__(self) -> None:
         if self.period < MINUTE or self.period % MINUTE:
@@ -49,6 +54,12 @@ class Job:
 
     def slot_start(self, slot: int) -> datetime:
         return from_ms(slot * (self.period // timedelta(milliseconds=1)))
+
+
+def market_period(period: timedelta) -> timedelta:
+    """Return how often a job runs, in real time, that should run every `period` of market time; at least a minute."""
+    speed = {"simulated": settings.SIM_SPEED, "replay": settings.REPLAY_SPEED}.get(settings.EXCHANGE, 1.0)
+    return max(period / speed // MINUTE, 1) * MINUTE
 
 
 _jobs: dict[str, Job] = {}
@@ -100,6 +111,8 @@ def run_job(name: str, cause: int = 0) -> str:
     twice, or seeded by four schedulers, finds the (job, slot) row and does nothing (S2).
     """
     job = find(name)
+    if job.due and not import_string(job.due)():
+        return ""
     began = clock.monotonic()
     try:
         with transaction.atomic():

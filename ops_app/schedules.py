@@ -15,6 +15,7 @@ jobs.register(
         period=timedelta(minutes=1),
         queue=settings.LIGHT_QUEUE,
         help="Send the alerts that are waiting.",
+        due="ops_app.alerts.are_pending",
     )
 )
 jobs.register(

@@ -33,18 +33,24 @@ log = structlog.get_logger(__name__)
 
 FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * 60_000, 6 * 3_600_000
 BLOCK_FIELDS = ("evidence", "permanent", "recheck_at", "failures", "closed_at", "close_reason")
-COLUMNS = ("pk", "evaluation_failures", *facts.FACT_COLUMNS)
+COLUMNS = ("pk", "evaluation_failures", "evaluations", *facts.FACT_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What one pass did. `errors` names the symbols whose judging failed, and why."""
+    """What one pass did. `new` symbols were judged for the first time; `errors` names those whose judging failed."""
 
     evaluated: int = 0
+    new: int = 0
     sufficient: int = 0
     opened: int = 0
     closed: int = 0
     errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether something is otherwise than before, so that somebody who follows must look."""
+        return bool(self.new or self.opened or self.closed or self.errors)
 
     def __str__(self) -> str:
         if not (self.evaluated or self.closed):
@@ -54,10 +60,11 @@ class EvaluationReport:
 
 
 class _Due(NamedTuple):
-    """A symbol that is judged in this pass; `failures` counts judgings in a row that raised."""
+    """A symbol that is judged in this pass; `failures` counts judgings in a row that raised, `before` all judgings."""
 
     pk: int
     failures: int
+    before: int
     facts: rules.SymbolFacts
 
 
@@ -108,6 +115,7 @@ def evaluate_due(*, limit: int | None = None, market: str | None = None) -> Eval
     opened = _write(found, claimed_until=claimed_until)
     return EvaluationReport(
         evaluated=len(rows),
+        new=sum(row.before == 0 for row in rows),
         sufficient=found.sufficient,
         opened=opened,
         closed=found.closed,
@@ -141,7 +149,7 @@ def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int | No
             Symbol.objects.filter(pk__in=bulk.among(row[0] for row in rows)).update(
                 next_evaluation_at=until, last_evaluated_at=now, evaluations=F("evaluations") + 1
             )
-    return [_Due(pk, failures, facts.facts_of(*columns)) for pk, failures, *columns in rows]
+    return [_Due(pk, failures, before, facts.facts_of(*columns)) for pk, failures, before, *columns in rows]
 
 
 def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_OpenBlock]:
