@@ -25,6 +25,7 @@ jobs.register(
         period=timedelta(minutes=1),
         queue=settings.LIGHT_QUEUE,
         help="Raise an alert for each process that has fallen silent.",
+        due="ops_app.watch.is_due",
     )
 )
 jobs.register(

@@ -13,6 +13,11 @@ KEEP_FAILURES = timedelta(days=14)
 PREFIX = "silent:"
 
 
+def is_due() -> bool:
+    """Return whether a process is silent, or was when somebody last looked."""
+    return bool(heartbeats.dead()) or Alert.objects.filter(key__startswith=PREFIX, resolved_at__isnull=True).exists()
+
+
 def watch_heartbeats() -> str:
     """Raise an alert for each process that is silent, and resolve it when the process is back or was stopped."""
     silent = {f"{PREFIX}{pulse.name}"[:160]: pulse for pulse in heartbeats.dead()}

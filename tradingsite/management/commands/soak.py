@@ -71,6 +71,7 @@ class Command(BaseCommand):
                 "EXCHANGE_MARKET": "",
                 "SIM_SYMBOLS": str(options["symbols"]),
                 "SIM_SEED": str(options["seed"]),
+                "SIM_SPEED": "1",  # the simulated clock is the real one here
                 "SIM_LEARNABLE": "0" if options["null"] else "1",
                 "UNIVERSE_MAX_SYMBOLS": str(options["symbols"] + 50),
                 "HISTORY_TARGET_DAYS": "150",
