@@ -154,15 +154,18 @@ class BotRunner:
 
     def _hold_account(self, report: TickReport) -> bool:
         held = self._session
-        if held is not None and leases.renew(held.account.lease):
-            return True
+        if held is not None:
+            lease = held.account.lease
+            # Nobody can have taken what surely holds still; writes and sends check it in the database all the same.
+            if (lease.locally_valid() and not lease.due()) or leases.renew(lease):
+                return True
         left_by = takeover.last_holder(self.bot)
-        lease = takeover.take(self.bot, holder=self.holder, ttl=self.lease_ttl)
-        if lease is None:
+        taken = takeover.take(self.bot, holder=self.holder, ttl=self.lease_ttl)
+        if taken is None:
             self._session = None
             report.lease = "busy"
             return False
-        self.adopt(lease, left_by=left_by)
+        self.adopt(taken, left_by=left_by)
         report.lease = "taken"
         return True
 

@@ -65,6 +65,7 @@ class FeatureFeed:
     state: FeatureState = field(init=False)
     stale: str = field(init=False, default="NOT_REPLAYED")
     replays: int = field(init=False, default=0)
+    _row: BarRow | None = field(init=False, default=None)
     _recent: deque[tuple[int, NDArray[np.float64]]] = field(init=False)
     _noticed: set[tuple[int, str]] = field(init=False, default_factory=set)
     _funding: dict[str, _Funding] = field(init=False, default_factory=dict)
@@ -108,6 +109,8 @@ class FeatureFeed:
 
     def advance(self, open_ms: int, arrived: Mapping[str, Candles]) -> BarRow:
         """Step every bar up to `open_ms` with what arrived, return the last one. A stale state is replayed first."""
+        if self._row is not None and self._row.open_time_ms == open_ms == self.last_open_ms:
+            return self._row  # the pass that stepped it was cut off before it could write its decisions
         self._notice_late(arrived)
         if self.stale:
             self.rebuild(open_ms - self.step_ms)
@@ -118,7 +121,8 @@ class FeatureFeed:
             row = panel.row(index)
             features = step(self.state, **row._asdict())
             self._recent.append((row.open_time_ms, row.close.copy()))
-        return BarRow(open_ms, self.panel_symbols, features, panel.close[-1].copy())
+        self._row = BarRow(open_ms, self.panel_symbols, features, panel.close[-1].copy())
+        return self._row
 
     def rebuild(self, until_open_ms: int) -> None:
         """Replay from the first stored candle to the bar `until_open_ms`, with what the store lacks from the exchange.

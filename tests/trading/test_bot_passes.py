@@ -11,6 +11,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from ops_app import leases
 from ops_app.models import Event
 from quant.timeframes import to_ms
 from tests.factories import EPOCH
@@ -181,3 +182,22 @@ def test_f23_a_late_candle_changes_no_decision_and_brings_the_features_back_to_p
     assert feed.stale == ""
     assert world.pass_bars(runner, 1)[0].replays == 0
     assert to_ms(EPOCH) < (feed.last_open_ms or 0)
+
+
+def test_a_bar_whose_decisions_could_not_be_written_is_decided_at_the_next_pass(world: World, monkeypatch: Any) -> None:
+    runner = world.runner()
+    runner.tick()
+    decided = Decision.objects.count()
+
+    def lost(lease: Any) -> None:
+        raise leases.LeaseLost("paused for too long")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trading_app.bar.leases.keep", lost)
+        (cut_off,) = world.pass_bars(runner, 1)
+    assert (cut_off.lease, cut_off.orders_sent) == ("lost", 0)
+    assert Decision.objects.count() == decided
+    report = runner.tick()
+    assert (report.lease, report.bar_at) == ("taken", EPOCH)
+    assert Decision.objects.count() == decided + len(world.codes)
+    assert not Decision.objects.filter(bar_at=EPOCH, outcome="NO_DATA").exists()
