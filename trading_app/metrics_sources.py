@@ -27,8 +27,8 @@ def trading() -> Iterable[Metric]:
     )
     yield labelled("model_reloads", "Models loaded since the bot was made.", "bot", ((b.name, b.reloads) for b in bots))
     yield labelled("bars_missed", "Bars that closed while it was down.", "bot", ((b.name, b.missed_bars) for b in bots))
-    open_now = Position.objects.open().order_by().values_list("bot__name").annotate(n=Count("id"))
-    yield labelled("positions_open", "Open positions.", "bot", open_now)
+    open_now = dict(Position.objects.open().order_by().values_list("bot").annotate(n=Count("id")))
+    yield labelled("positions_open", "Open positions.", "bot", ((bot.name, open_now.get(bot.pk, 0)) for bot in bots))
     states = dict(Order.objects.open().order_by().values_list("state").annotate(n=Count("id")))
     yield labelled(
         "orders_open", "Orders that have not ended, by state.", "state",
