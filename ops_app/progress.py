@@ -102,4 +102,5 @@ class Progress(AbstractContextManager["Progress"]):
             before, at = self._shown.get(name, (None, 0.0))
             if is_news(before, stage, seconds=clock.monotonic() - at):
                 self._shown[name] = (stage, clock.monotonic())
-                self.write(line(name, stage))
+                elapsed = f"  ({clock.monotonic() - self.began:.0f} s)" if stage.done else ""
+                self.write(line(name, stage) + elapsed)

@@ -83,9 +83,10 @@ def model() -> Stage:
 
 
 def decisions() -> Stage:
-    bar_at = Decision.objects.filter(bot__name=settings.BOT_NAME).values_list("bar_at", flat=True).first()
+    by_model = Decision.objects.filter(bot__name=settings.BOT_NAME, artifact__isnull=False)
+    bar_at = by_model.values_list("bar_at", flat=True).first()
     if bar_at is None:
-        return Stage("waits for a model and a closed candle")
+        return Stage("waits for a model and the next closed candle")
     outcomes = (
         Decision.objects.filter(bot__name=settings.BOT_NAME, bar_at=bar_at)
         .values_list("outcome")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from django.conf import settings
 
 from ops_app import jobs
-from training_app.services import sweep
+from training_app.services import plan_waiting, sweep
 
 PLAN_JOB, EVALUATE_JOB = "plan", "evaluate"
 
@@ -40,3 +40,4 @@ jobs.register(
 )
 jobs.after(EVALUATE_JOB, PLAN_JOB)
 jobs.register_sweeper("training runs", sweep)
+jobs.register_sweeper("plans that waited", plan_waiting)

@@ -60,6 +60,20 @@ def test_the_first_model_is_asked_for_once_when_no_more_symbols_come(
     assert set(runs[0].run_symbols.values_list("symbol", flat=True)) == {*ids(symbols), late.pk}
 
 
+def test_a_plan_that_waited_is_made_as_soon_as_its_time_has_come_without_a_slot(
+    symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    assert services.plan_waiting() == 0, "nobody has looked yet, so nothing waits"
+    assert services.plan() == []
+    waits_until = TrainingScope.objects.get().not_before
+    assert waits_until is not None
+    sim.advance(waits_until - sim.now - dt.timedelta(seconds=1))
+    assert services.plan_waiting() == 0
+    sim.advance(dt.timedelta(seconds=1))
+    assert services.plan_waiting() == 1
+    assert services.plan_waiting() == 0, "the run is open: there is nothing to wait for"
+
+
 def test_symbols_that_keep_coming_cannot_put_a_run_off_for_ever(
     sim: SimulatedClock, sent: list[Message], db: None
 ) -> None:

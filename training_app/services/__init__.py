@@ -1,6 +1,6 @@
 """Every write of training: the run protocol (reference/locks.md), verdicts, and the plan of what trains when."""
 
-from training_app.services.planning import plan, train_now
+from training_app.services.planning import plan, plan_waiting, train_now
 from training_app.services.protocol import (
     Claim,
     claim,
@@ -25,6 +25,7 @@ __all__ = [
     "heartbeat",
     "next_claimable",
     "plan",
+    "plan_waiting",
     "publish",
     "release",
     "request_run",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Max
+from django.db.models import Exists, Max, OuterRef
 
 from coverage_app import selectors as coverage_selectors
 from ops_app import clock
@@ -68,6 +68,22 @@ def plan() -> list[TrainingRun]:
         if run is not None:
             requested.append(run)
     return requested
+
+
+def plan_waiting() -> int:
+    """Plan again when the time has come that an earlier decision named; returns the number of new runs.
+
+    A sweeper calls it: with a fast clock a debounce of ten minutes is over long before the plan's next slot. Idle: one
+    read.
+    """
+    waited = TrainingScope.objects.filter(
+        ~Exists(TrainingRun.objects.open().filter(scope=OuterRef("pk"))),
+        market=settings.EXCHANGE_MARKET,
+        training_mode=settings.TRAINING_MODE,
+        timeframe=settings.TIMEFRAME,
+        not_before__lte=clock.market_now(),
+    )
+    return len(plan()) if waited.exists() else 0
 
 
 def train_now(*, user: User | None = None, symbols: Collection[int] | None = None) -> list[TrainingRun]:
