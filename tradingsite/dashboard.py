@@ -45,6 +45,7 @@ def overview() -> dict[str, Any]:
     states = training.symbol_states()
     counts = training.state_counts(states)
     latest = trading.latest_equity(bot) if bot is not None else None
+    last_runs = training.runs(limit=4)
     return {
         "now": now,
         "speed": clock.speed(),
@@ -60,7 +61,8 @@ def overview() -> dict[str, Any]:
         "states": [(state.value, counts[state.value]) for state in STATE_ORDER],
         "state_total": len(states),
         "open_runs": training.open_runs(),
-        "last_runs": training.runs(limit=4),
+        "last_runs": last_runs,
+        "candidate": next((run.artifact for run in last_runs if hasattr(run, "artifact")), None),
         "active": training.active_models(),
         "pulses": heartbeats.pulses(),
         "alerts": Alert.objects.filter(resolved_at__isnull=True)[:ALERTS],

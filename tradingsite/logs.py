@@ -15,9 +15,9 @@ def logging_config(*, level: str, style: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    )
+    # Plain tracebacks: the default formatter takes more than a second for each, and prints local variables (secrets).
+    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    last: structlog.types.Processor = structlog.processors.JSONRenderer() if style == "json" else console
     logging.config.dictConfig(
         {
             "version": 1,

@@ -183,6 +183,7 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_FAILURE_LIMIT = 10
 AXES_COOLOFF_TIME = 1  # hour
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_LOCKOUT_CALLABLE = "tradingsite.lockout.respond"
 AXES_VERBOSE = False
 LOGIN_URL = reverse_lazy("admin:login")
 LOGIN_REDIRECT_URL = reverse_lazy("dashboard")
@@ -238,11 +239,20 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Status and steering of the trading bot. Times are UTC; market time may be simulated or replayed.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
+    "SERVE_PERMISSIONS": ["tradingsite.permissions.RolePermission"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {
+        "ActivationStateEnum": "training_app.choices.ActivationState",
+        "AlertStateEnum": "ops_app.choices.AlertState",
+        "DesiredStateEnum": "trading_app.choices.DesiredState",
+        "OrderStateEnum": "trading_app.choices.OrderState",
+        "RefreshTriggerEnum": "coverage_app.choices.RefreshTrigger",
+        "RunStateEnum": "training_app.choices.RunState",
+        "RunTriggerEnum": "training_app.choices.RunTrigger",
+    },
 }
 
 # --- what the market is ---------------------------------------------------------------------------------------------

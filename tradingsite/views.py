@@ -161,8 +161,10 @@ def train(request: HttpRequest) -> HttpResponse:
 @require_POST
 @needs(ADMIN)
 def roll_back(request: HttpRequest) -> HttpResponse:
+    slot, person = request.POST.get("slot", ""), acting_user(request)
+
     def work() -> str:
-        asked = activation.roll_back(slot=request.POST.get("slot", ""), user=acting_user(request), reason="on the dashboard")
+        asked = activation.roll_back(slot=slot, user=person, reason="on the dashboard")
         return f"Roll-back to {asked.artifact} is asked for; a worker verifies it first."
 
     return _do(request, work, "dashboard")
@@ -171,20 +173,19 @@ def roll_back(request: HttpRequest) -> HttpResponse:
 @require_POST
 @needs(OPERATOR)
 def symbol_unblock(request: HttpRequest, pk: int) -> HttpResponse:
-    found = get_object_or_404(Symbol, pk=pk)
-    return _do(request, lambda: coverage.unblock(symbol=found, user=acting_user(request)).text, "symbol", pk=pk)
+    found, person = get_object_or_404(Symbol, pk=pk), acting_user(request)
+    return _do(request, lambda: coverage.unblock(symbol=found, user=person).text, "symbol", pk=pk)
 
 
 @require_POST
 @needs(OPERATOR)
 def symbol_block(request: HttpRequest, pk: int) -> HttpResponse:
-    found = get_object_or_404(Symbol, pk=pk)
-    why = request.POST.get("why", "")
-    return _do(request, lambda: coverage.block_manually(symbol=found, user=acting_user(request), why=why).text, "symbol", pk=pk)
+    found, person, why = get_object_or_404(Symbol, pk=pk), acting_user(request), request.POST.get("why", "")
+    return _do(request, lambda: coverage.block_manually(symbol=found, user=person, why=why).text, "symbol", pk=pk)
 
 
 @require_POST
 @needs(OPERATOR)
 def symbol_evaluate(request: HttpRequest, pk: int) -> HttpResponse:
-    found = get_object_or_404(Symbol, pk=pk)
-    return _do(request, lambda: coverage.evaluate_now(symbol_ids=[found.pk], user=acting_user(request)).text, "symbol", pk=pk)
+    found, person = get_object_or_404(Symbol, pk=pk), acting_user(request)
+    return _do(request, lambda: coverage.evaluate_now(symbol_ids=[found.pk], user=person).text, "symbol", pk=pk)

@@ -47,7 +47,8 @@ function equityChart(place) {
     invertFilledArea: true, priceFormat: { type: "custom", minMove: 0.01, formatter: (value) => `${value.toFixed(2)} %` },
     autoscaleInfoProvider: fromZero,
   }, 1);
-  chart.panes()[1].setStretchFactor(0.35);
+  chart.panes()[0].setStretchFactor(0.7);
+  chart.panes()[1].setStretchFactor(0.3);
   let drawn = 0;
   const refresh = async () => {
     const data = await read(place);
@@ -89,7 +90,8 @@ function candleChart(place) {
         color: colour.blue, lineVisible: false, pointMarkersVisible: true, title: "probability",
         priceFormat: { type: "custom", minMove: 0.001, formatter: (value) => `${(100 * value).toFixed(1)} %` },
       }, 1);
-      chart.panes()[1].setStretchFactor(0.3);
+      chart.panes()[0].setStretchFactor(0.75);
+      chart.panes()[1].setStretchFactor(0.25);
     }
     if (probability !== null) probability.setData(data.probability);
     if (first) chart.timeScale().fitContent();

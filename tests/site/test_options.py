@@ -22,7 +22,7 @@ def test_every_default_obeys_its_own_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "rule"),
+    "name, value, rule",
     [
         ("EXCHANGE", "bianance", "must be one of simulated, replay, paper"),
         ("TIMEFRAME", "1x", "must be one of 5m, 15m, 1h, 4h, 1d"),
@@ -86,7 +86,7 @@ def test_a_line_of_the_env_file_that_is_no_assignment_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    "environment, message",
     [
         ({"EXCHANGE": "replay"}, "CANDLE_ARCHIVE is empty: EXCHANGE=replay needs it"),
         (

@@ -7,6 +7,7 @@ from rest_framework.routers import DefaultRouter
 from tradingsite.api import views_coverage, views_status, views_trading, views_training
 
 router = DefaultRouter()
+router.include_format_suffixes = False  # there is one format: JSON
 router.register("symbols", views_coverage.SymbolViewSet)
 router.register("blocks", views_coverage.BlockViewSet)
 router.register("universe-refreshes", views_coverage.UniverseRefreshViewSet)

@@ -1,0 +1,101 @@
+"""People with each role, and a world with one row of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from rest_framework.authtoken.models import Token
+from rest_framework.test import APIClient
+
+from coverage_app.choices import BlockReason
+from coverage_app.models import Block, Symbol
+from ops_app import clock, queue
+from tests import factories as make
+from trading_app.models import Bot
+from tradingsite import setup_steps
+from tradingsite.permissions import ROLES
+from training_app.choices import ActivationKind, ActivationState
+from training_app.models import Activation, ActiveModel, ModelArtifact, TrainingRun, TrainingScope
+
+PASSWORD = "a-long-secret-of-tests"
+
+
+@dataclass(frozen=True)
+class World:
+    """One row of everything; every row's id is 1, so that paths can be written down."""
+
+    symbol: Symbol
+    block: Block
+    run: TrainingRun
+    artifact: ModelArtifact
+    active: ActiveModel
+    bot: Bot
+
+
+@pytest.fixture
+def now(db: None) -> Iterator[clock.SimulatedClock]:
+    with clock.simulated(make.EPOCH) as simulated, queue.capture():
+        yield simulated
+
+
+@pytest.fixture
+def people(db: None, settings: Any) -> dict[str, User]:
+    """A person per role, and `nobody` who may log in to nothing."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast; what it hashes is no secret
+    setup_steps.create_groups()
+    found = {"nobody": User.objects.create_user("nobody", password=PASSWORD)}
+    for role in ROLES:
+        found[role] = User.objects.create_user(f"the-{role}", password=PASSWORD)
+        found[role].groups.add(Group.objects.get(name=role))
+    return found
+
+
+@pytest.fixture
+def browse(people: dict[str, User]) -> Callable[[str], Client]:
+    def log_in(role: str) -> Client:
+        client = Client()
+        client.force_login(people[role], backend="django.contrib.auth.backends.ModelBackend")
+        return client
+
+    return log_in
+
+
+@pytest.fixture
+def call(people: dict[str, User]) -> Callable[[str], APIClient]:
+    def with_token(role: str) -> APIClient:
+        client = APIClient()
+        token, _ = Token.objects.get_or_create(user=people[role])
+        client.credentials(HTTP_AUTHORIZATION=f"Token {token.key}")
+        return client
+
+    return with_token
+
+
+@pytest.fixture
+def world(now: clock.SimulatedClock) -> World:
+    symbol = make.SymbolFactory(pk=1, code="AAA/USDT:USDT")
+    block = make.BlockFactory(pk=1, symbol=symbol, reason=BlockReason.TRAINING_FAILED)
+    done = make.TrainingRunFactory(pk=2, succeeded=True, run_no=1)
+    run = make.TrainingRunFactory(pk=1, scope=done.scope, run_no=2)
+    TrainingScope.objects.update(run_seq=2)
+    make.RunSymbolFactory(pk=1, run=run, symbol=symbol)
+    artifact = make.ArtifactFactory(pk=1, run=done, symbols=[symbol])
+    active = make.ActiveModelFactory(pk=1, artifact=artifact)
+    bot = make.BotFactory(pk=1, name="main")
+    decision = make.DecisionFactory(pk=1, bot=bot, symbol=symbol)
+    position = make.PositionFactory(pk=1, bot=bot, symbol=symbol)
+    order = make.OrderFactory(pk=1, bot=bot, symbol=symbol, decision=decision, position=position)
+    make.FillFactory(pk=1, order=order)
+    make.EquityPointFactory(pk=1, bot=bot)
+    Activation.objects.create(
+        pk=1, slot=active.slot, artifact=artifact, kind=ActivationKind.MANUAL, state=ActivationState.APPLIED,
+        generation=active.generation, requested_at=make.EPOCH, decided_at=make.EPOCH,
+    )  # fmt: skip
+    make.UniverseRefreshFactory(pk=1)
+    make.EventFactory(pk=1)
+    return World(symbol=symbol, block=block, run=run, artifact=artifact, active=active, bot=bot)
