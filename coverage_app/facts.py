@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import Any
 
 from django.conf import settings
 from django.db.models import BigIntegerField, Func
 
 from coverage_app.models import Symbol
+from ops_app import clock
 from quant.policy import CoveragePolicy, SymbolFacts
 from quant.timeframes import timeframe_ms
 
@@ -35,10 +37,19 @@ FACT_COLUMNS = (
 """What `facts_of` takes, in its order: for `values_list`."""
 
 
+STALE_AFTER_BARS = 3
+INGEST_SECONDS = 60.0
+"""Real seconds that a closed candle may need into the store: sweepers, queue, fetch and write take real time."""
+
+
 def coverage_policy() -> CoveragePolicy:
     """Return the rules that the settings ask for."""
+    bar_ms = timeframe_ms(settings.TIMEFRAME)
+    # On a fast clock our own work lasts bars (60 at 3600 x), which says nothing against the symbol.
+    own_bars = math.ceil(INGEST_SECONDS * 1000 * clock.speed() / bar_ms) if clock.speed() > 1 else 0
     return CoveragePolicy(
-        bar_ms=timeframe_ms(settings.TIMEFRAME),
+        bar_ms=bar_ms,
+        stale_after_bars=STALE_AFTER_BARS + own_bars,
         min_history_days=settings.HISTORY_MIN_DAYS,
         target_history_days=settings.HISTORY_TARGET_DAYS,
         min_coverage=settings.HISTORY_MIN_COVERAGE,

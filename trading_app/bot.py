@@ -23,6 +23,7 @@ from ops_app import alerts, clock, heartbeats, leases
 from ops_app.choices import Severity
 from ops_app.leases import LeaseLost, LeaseToken
 from quant.policy import back_off_ms
+from quant.timeframes import timeframe_ms
 from trading_app import takeover
 from trading_app.bar import BarTrader
 from trading_app.choices import DesiredState, OrderPurpose
@@ -44,7 +45,9 @@ HEARTBEAT_TTL_SECONDS = 60
 RECONCILE_EVERY = dt.timedelta(minutes=5)
 """Market time between whole reconciliations when nothing asks for one."""
 RETRY_BASE_MS, RETRY_CAP_MS = 1_000, 60_000
-PASS_SECONDS, MIN_PASS_SECONDS = 60.0, 1.0
+PASS_SECONDS, MIN_PASS_SECONDS, LEAST_PASS_SECONDS = 60.0, 1.0, 0.1
+PASSES_PER_BAR = 4
+"""A clock so fast that a bar lasts a second or two gets shorter passes, so that no bar closes between two of them."""
 SLICE_SECONDS = 1.0
 
 
@@ -355,8 +358,13 @@ class BotRunner:
 
 
 def pass_interval() -> float:
-    """Return the real seconds between passes: BOT_INTERVAL, or a minute of market time but at least a second."""
-    return settings.BOT_INTERVAL or max(MIN_PASS_SECONDS, PASS_SECONDS / clock.speed())
+    """Return the real seconds between passes: BOT_INTERVAL, or a minute of market time but at least a second.
+
+    Where a bar lasts only seconds of real time (REPLAY_SPEED=3600), a quarter of it.
+    """
+    quarter = timeframe_ms(settings.TIMEFRAME) / 1000 / clock.speed() / PASSES_PER_BAR
+    least = max(min(MIN_PASS_SECONDS, quarter), LEAST_PASS_SECONDS)
+    return settings.BOT_INTERVAL or max(PASS_SECONDS / clock.speed(), least)
 
 
 def _changes(done: Reconciled) -> dict[str, int]:
