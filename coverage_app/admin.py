@@ -101,14 +101,14 @@ class SymbolAdmin(ReadOnlyAdmin):
         "code", "in_universe", "shown_history", "shown_coverage", "shown_blocks", "last_candle_at",
         "next_evaluation_at",
     )  # fmt: skip
-    list_filter = ("in_universe", OpenReasonFilter, "backfilled", "market")
+    list_filter: tuple[Any, ...] = ("in_universe", OpenReasonFilter, "backfilled", "market")
     search_fields = ("code", "base")
     ordering = ("code",)
     list_per_page = 100
     actions = ("unblock", "block", "evaluate_now")
     action_form = WhyActionForm
-    readonly_fields = ("shown_open_blocks", "shown_timeline")
-    fieldsets = (
+    readonly_fields: tuple[str, ...] = ("shown_open_blocks", "shown_timeline")
+    fieldsets: tuple[tuple[str | None, dict[str, Any]], ...] = (
         (None, {"fields": ("code", "market", "market_type", "listed_at", "delisted_at", "active")}),
         ("What is against it", {"fields": ("shown_open_blocks",)}),
         ("Universe", {"fields": ("in_universe", "universe_reason", "volume_24h", "spread_bps")}),

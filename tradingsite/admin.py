@@ -7,7 +7,6 @@ from typing import Any
 from axes.models import AccessAttempt, AccessFailureLog, AccessLog
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import Model, QuerySet
@@ -102,7 +101,7 @@ def _derived(symbol: Symbol) -> SymbolState:
 # --- people ---------------------------------------------------------------------------------------------------------
 
 
-class PersonAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc]  # unfold has no types
+class PersonAdmin(DjangoUserAdmin, ModelAdmin):
     """People and their roles: the group is the role, nothing else is needed."""
 
     form = UserChangeForm
@@ -127,10 +126,10 @@ class PersonAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc]  # unfold 
         return ", ".join(group.name for group in person.groups.all()) or "none: may not log in"
 
 
-class RoleAdmin(DjangoGroupAdmin, ReadOnlyAdmin):  # type: ignore[misc]  # unfold has no types
+class RoleAdmin(ReadOnlyAdmin):
     """Roles. Their permissions come from `manage.py setup`, which would put a change back."""
 
-    actions = None
+    search_fields = ("name",)
 
 
 class TokenAdmin(ReadOnlyAdmin):

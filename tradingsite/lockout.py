@@ -14,8 +14,8 @@ STATUS = 429
 def respond(request: HttpRequest, *_: Any) -> HttpResponse:
     """Return axes' answer to a log-in that is locked out (`AXES_LOCKOUT_CALLABLE`)."""
     text = (
-        f"Too many wrong passwords from here for this user. Wait {settings.AXES_COOLOFF_TIME} hour, or ask who runs the "
-        "site: python3 run.py manage axes_reset"
+        f"Too many wrong passwords from here for this user. Wait {settings.AXES_COOLOFF_TIME} hour, or ask who runs "
+        "the site: python3 run.py manage axes_reset"
     )
     if request.path.startswith("/api/"):
         body = {"type": "about:blank", "title": "Too Many Requests", "status": STATUS, "detail": text}

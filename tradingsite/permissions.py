@@ -28,7 +28,8 @@ def role_of(user: AbstractBaseUser | AnonymousUser) -> str | None:
     if not hasattr(person, "_role"):
         names = set(person.groups.values_list("name", flat=True))
         person._role = next((role for role in reversed(ROLES) if role in names), None)  # type: ignore[attr-defined]
-    return cast("str | None", person._role)
+    role: str | None = getattr(person, "_role", None)
+    return role
 
 
 def has_role(user: AbstractBaseUser | AnonymousUser, needed: str) -> bool:

@@ -229,7 +229,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "tradingsite.api.pagination.Pagination",
     "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "tradingsite.api.schema.AutoSchema",
     "EXCEPTION_HANDLER": "tradingsite.api.problems.exception_handler",
     "DEFAULT_THROTTLE_RATES": {"login": "10/min"},
     "PAGE_SIZE": 100,

@@ -10,6 +10,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
@@ -107,7 +108,7 @@ def _do(request: HttpRequest, work: Callable[[], str], back: str, **arguments: i
         messages.success(request, work())
     except (CoverageError, TradingError, TrainingAppError) as error:
         messages.error(request, str(error))
-    return redirect(back, **arguments)
+    return redirect(reverse(back, kwargs=arguments))
 
 
 @require_POST

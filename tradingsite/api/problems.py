@@ -7,6 +7,8 @@ from typing import Any
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
 
+MEDIA_TYPE = "application/problem+json"
+
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
     """Return DRF's answer to `error` in the form of RFC 9457; None lets Django answer 500."""
@@ -23,5 +25,5 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     }
     if detail is None:
         response.data["errors"] = data
-    response.content_type = "application/problem+json"
+    response.content_type = MEDIA_TYPE
     return response

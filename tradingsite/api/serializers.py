@@ -235,6 +235,16 @@ class MessageSerializer(serializers.Serializer[dict[str, str]]):
     message = serializers.CharField()
 
 
+class ProblemSerializer(serializers.Serializer[dict[str, object]]):
+    """An error, as RFC 9457 wants it."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField(help_text="What is wrong, and what to do.")
+    errors = serializers.DictField(required=False, help_text="Each wrong field with its rule.")
+
+
 class StatusSerializer(serializers.Serializer[dict[str, object]]):
     """The whole at a glance."""
 

@@ -6,31 +6,29 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Max, Sum
+from django.db.models import Sum
 
 from coverage_app import market
 from coverage_app.models import Block, Symbol
 from ops_app import clock, queue
-from quant.timeframes import floor_ms, from_ms, timeframe_ms, to_ms
 from trading_app.bot import BotRunner
 from trading_app.models import Bot, Decision, Position
-from trading_app.report import TickReport
 from trading_app.services import ensure_bot
 from tradingsite.soak import invariants
 from tradingsite.soak.chaos import Chaos
 from tradingsite.soak.report import Counts, Day, SoakReport
+from tradingsite.soak.watches import BotWatch, WorkWatch, new_judge
 from tradingsite.soak.work import Workers
 from training_app.choices import ActivationState
-from training_app.models import Activation, ActiveModel, ModelArtifact, TrainingRun
+from training_app.models import Activation, ModelArtifact, TrainingRun
 
 PASS = dt.timedelta(seconds=60)
-LATEST_DECISION = dt.timedelta(minutes=15)
-"""The bot may wait this long for a late candle before it decides a bar without it."""
+PASSES_PER_DAY = dt.timedelta(days=1) // PASS
 IDLE_QUERIES = 3
 MAX_VIOLATIONS = 100
 START = dt.datetime(2026, 1, 5, 0, 0, 30, tzinfo=dt.UTC)
@@ -50,59 +48,6 @@ class QueryCounter:
 
 
 @dataclass(slots=True)
-class EvaluationWatch:
-    """No symbol is evaluated more often than the interval allows (I3): asked of the rows after each pass."""
-
-    violations: list[str]
-    _last: dict[int, dt.datetime] = field(default_factory=dict)
-
-    def look(self, now: dt.datetime) -> None:
-        least = dt.timedelta(seconds=settings.EVALUATION_INTERVAL)
-        for pk, code in Symbol.objects.filter(last_evaluated_at=now).values_list("pk", "code"):
-            before = self._last.get(pk)
-            if before is not None and now - before < least:
-                self.violations.append(f"I3: {code} was evaluated at {before:%H:%M:%S} and at {now:%Y-%m-%d %H:%M:%S}")
-            self._last[pk] = now
-
-
-@dataclass(slots=True)
-class BotWatch:
-    """The bot reloads once for each generation that it saw, and decides every bar once it has a model (I9)."""
-
-    violations: list[str]
-    generation: int = 0
-    seen: int = 0
-    first_bar: dt.datetime | None = None
-
-    def before(self) -> int:
-        return ActiveModel.objects.aggregate(newest=Max("generation"))["newest"] or 0
-
-    def after(self, newest: int, report: TickReport) -> None:
-        if newest > self.generation and not report.waiting and report.lease in ("held", "taken"):
-            self.generation = newest
-            self.seen += 1
-        elif report.models_loaded:
-            self.violations.append(f"I9: the bot loaded a model at {clock.market_now()} without a new generation")
-        if report.bar_at is not None and self.first_bar is None and self.seen:
-            self.first_bar = report.bar_at
-        if report.lease in ("busy", "lost"):
-            self.violations.append(f"I15: the only bot found its account {report.lease} at {clock.market_now()}")
-
-    def check(self, bot: Bot) -> None:
-        if bot.reloads != self.seen:
-            self.violations.append(f"I9: the bot reloaded {bot.reloads} times, and saw {self.seen} new generations")
-        if self.first_bar is None:
-            return
-        step = timeframe_ms(settings.TIMEFRAME)
-        last = from_ms(floor_ms(to_ms(clock.market_now() - LATEST_DECISION), step) - step)
-        decided = Decision.objects.filter(bot=bot, bar_at__range=(self.first_bar, last))
-        bars = decided.values("bar_at").distinct().count()
-        expected = (last - self.first_bar) // dt.timedelta(milliseconds=step) + 1
-        if bars != expected:
-            self.violations.append(f"the bot decided {bars} of {expected} bars since {self.first_bar}")
-
-
-@dataclass(slots=True)
 class Soak:
     """One soak on the present database, which must be empty but for its tables. `on_day` is told of each day."""
 
@@ -113,6 +58,7 @@ class Soak:
     on_day: Callable[[Day], None] = lambda _day: None
 
     def run(self) -> SoakReport:
+        """Run it to its end, or until more is broken than anybody would read."""
         report = SoakReport(
             settings={
                 "days": self.days,
@@ -124,52 +70,88 @@ class Soak:
                 "learnable": settings.SIM_LEARNABLE,
             }
         )
-        accidents = Chaos(seed=self.seed, enabled=self.chaos)
         with clock.simulated(self.start) as simulated, queue.capture() as messages, fresh_market():
-            workers = Workers(chaos=accidents, violations=report.violations)
-            runner = BotRunner(ensure_bot(), lease_ttl=3 * PASS)  # a pass is longer than the lease of real time
-            evaluation_watch = EvaluationWatch(report.violations)
-            bot_watch = BotWatch(report.violations)
-            counter = QueryCounter()
-            before = Counts()
-            with connection.execute_wrapper(counter):
+            world = _World(report, simulated, messages, Chaos(seed=self.seed, enabled=self.chaos))
+            with connection.execute_wrapper(world.queries):
                 for _ in range(self.days):
-                    began, counter.count = time.process_time(), 0
-                    date = f"{simulated.now:%Y-%m-%d}"
-                    day_queries = 0
-                    for _ in range(dt.timedelta(days=1) // PASS):
-                        workers.work(messages)
-                        newest = bot_watch.before()
-                        idle_from = counter.count
-                        tick = runner.tick()
-                        if tick.idle and tick.lease == "held":
-                            report.queries_per_idle_pass = max(report.queries_per_idle_pass, counter.count - idle_from)
-                        bot_watch.after(newest, tick)
-                        day_queries = counter.count
-                        evaluation_watch.look(simulated.now)
-                        simulated.advance(PASS)
-                    bot_watch.check(Bot.objects.get(pk=runner.bot.pk))
-                    report.violations += invariants.broken()
-                    now = counts()
-                    day = Day(
-                        date=date,
-                        counts=now.minus(before),
-                        queries_per_pass=day_queries / (dt.timedelta(days=1) // PASS),
-                        cpu_seconds=time.process_time() - began,
-                    )
-                    before = now
-                    report.days.append(day)
-                    self.on_day(day)
+                    self.on_day(world.day())
                     if len(report.violations) > MAX_VIOLATIONS:
                         break
-            report.violations += books_differ(runner)
+            world.finish()
+        return report
+
+
+class _World:
+    """What a soak holds while it runs: workers, bot, and those who watch them."""
+
+    def __init__(
+        self, report: SoakReport, simulated: clock.SimulatedClock, messages: list[queue.Message], chaos: Chaos
+    ) -> None:
+        self.report, self.simulated, self.messages, self.chaos = report, simulated, messages, chaos
+        self.workers = Workers(chaos=chaos, violations=report.violations)
+        self.runner = BotRunner(ensure_bot(), lease_ttl=3 * PASS)  # a pass is longer than the lease of real time
+        self.judge = new_judge(report.violations)
+        self.work_watch, self.bot_watch = WorkWatch(self.judge), BotWatch(self.judge)
+        self.queries = QueryCounter()
+
+    def day(self) -> Day:
+        """Run a day of passes, then ask the rows for everything that must never be true."""
+        began, date = time.process_time(), f"{self.simulated.now:%Y-%m-%d}"
+        queries = sum(self._pass() for _ in range(PASSES_PER_DAY))
+        self.bot_watch.end_of_day()
+        self.report.violations += invariants.broken()
+        before, self.report.totals = self.report.totals, self._counts()
+        day = Day(
+            date=date,
+            counts=self.report.totals.minus(before),
+            queries_per_pass=queries / PASSES_PER_DAY,
+            cpu_seconds=time.process_time() - began,
+        )
+        self.report.days.append(day)
+        return day
+
+    def _pass(self) -> int:
+        """Let workers and bot do a minute; returns the number of their queries."""
+        self.queries.count = 0
+        self.workers.work(self.messages)
+        by_workers = self.queries.count
+        self.bot_watch.before()
+        self.queries.count = 0
+        tick = self.runner.tick()
+        by_bot = self.queries.count
+        if tick.idle and tick.lease == "held":
+            self.report.queries_per_idle_pass = max(self.report.queries_per_idle_pass, by_bot)
+        self.bot_watch.after(tick)
+        self.work_watch.look(self.simulated.now)
+        self.simulated.advance(PASS)
+        return by_workers + by_bot
+
+    def finish(self) -> None:
+        report = self.report
+        report.chaos = dict(self.chaos.counts)
+        report.violations += books_differ(self.runner)
+        if report.totals.reloads != self.judge.reloads:
+            report.violations.append(
+                f"I9: the bot says {report.totals.reloads} reloads, {self.judge.reloads} were seen"
+            )
         if report.queries_per_idle_pass > IDLE_QUERIES:
             report.violations.append(
                 f"an idle pass cost {report.queries_per_idle_pass} queries, {IDLE_QUERIES} are allowed"
             )
-        report.totals = before
-        report.chaos = dict(accidents.counts)
-        return report
+
+    def _counts(self) -> Counts:
+        """Count what came to be since the beginning."""
+        return Counts(
+            evaluations=Symbol.objects.aggregate(n=Sum("evaluations"))["n"] or 0,
+            blocks=Block.objects.count(),
+            runs=TrainingRun.objects.count(),
+            causes=self.judge.causes,
+            artifacts=ModelArtifact.objects.count(),
+            activations=Activation.objects.filter(state=ActivationState.APPLIED).count(),
+            reloads=Bot.objects.aggregate(n=Sum("reloads"))["n"] or 0,
+            decisions=Decision.objects.count(),
+            trades=Position.objects.filter(closed_at__isnull=False).count(),
+        )
 
 
 @contextmanager
@@ -180,21 +162,6 @@ def fresh_market() -> Iterator[None]:
         yield
     finally:
         market.reset()
-
-
-def counts() -> Counts:
-    """Count what came to be since the beginning."""
-    return Counts(
-        evaluations=Symbol.objects.aggregate(n=Sum("evaluations"))["n"] or 0,
-        blocks=Block.objects.count(),
-        runs=TrainingRun.objects.count(),
-        causes=TrainingRun.objects.values("scope", "cause").distinct().count(),
-        artifacts=ModelArtifact.objects.count(),
-        activations=Activation.objects.filter(state=ActivationState.APPLIED).count(),
-        reloads=Bot.objects.aggregate(n=Sum("reloads"))["n"] or 0,
-        decisions=Decision.objects.count(),
-        trades=Position.objects.filter(closed_at__isnull=False).count(),
-    )
 
 
 def books_differ(runner: BotRunner) -> list[str]:

@@ -65,9 +65,8 @@ def tokens() -> Iterator[str]:
 
 
 def activations() -> Iterator[str]:
-    generations = list(
-        Activation.objects.filter(state=ActivationState.APPLIED).order_by("id").values_list("generation", flat=True)
-    )
+    applied = Activation.objects.filter(state=ActivationState.APPLIED).order_by("id")
+    generations = [number or 0 for number in applied.values_list("generation", flat=True)]
     if any(earlier >= later for earlier, later in pairwise(generations)):
         yield f"I10: generations do not grow: {generations}"
     for row in ActiveModel.objects.select_related("artifact"):
@@ -105,9 +104,10 @@ def positions_are_protected() -> Iterator[str]:
 
 
 def decisions_are_single() -> Iterator[str]:
-    for row in Decision.objects.values("bot", "symbol", "bar_at").annotate(n=Count("id")).filter(n__gt=1)[:5]:
+    recent = Decision.objects.filter(bar_at__gte=clock.market_now() - dt.timedelta(days=2))
+    for row in recent.values("bot", "symbol", "bar_at").annotate(n=Count("id")).filter(n__gt=1)[:5]:
         yield f"a bar was decided twice: {row}"
-    for decision in Decision.objects.filter(reason="")[:1]:
+    for decision in recent.filter(reason="")[:1]:
         yield f"decision {decision.pk} ({decision.outcome}) has no reason"
 
 
