@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from axes.models import AccessAttempt, AccessFailureLog, AccessLog
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
-from rest_framework.authtoken.models import TokenProxy
+from rest_framework.authtoken.models import Token, TokenProxy
 from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from coverage_app.admin import SymbolAdmin
 from coverage_app.models import Symbol
+from ops_app import journal
 from ops_app.admin import ReadOnlyAdmin
+from ops_app.people import acting_user
 from training_app.selectors import State, SymbolState, symbol_states
 
 STATE_LABELS = {
@@ -115,6 +117,7 @@ class PersonAdmin(DjangoUserAdmin, ModelAdmin):
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
     filter_horizontal = ()
+    actions = ("revoke_tokens",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         return super().get_queryset(request).prefetch_related("groups")
@@ -125,22 +128,20 @@ class PersonAdmin(DjangoUserAdmin, ModelAdmin):
             return "admin (superuser)"
         return ", ".join(group.name for group in person.groups.all()) or "none: may not log in"
 
+    @admin.action(description="Take back the API tokens", permissions=["change"])
+    def revoke_tokens(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
+        names = list(queryset.filter(auth_token__isnull=False).values_list("username", flat=True))
+        Token.objects.filter(user__in=queryset).delete()
+        for name in names:
+            journal.record("token_revoked", f"The API token of {name} was taken back.", user=acting_user(request))
+        text = f"Tokens taken back: {', '.join(names)}." if names else "None of these people has a token."
+        self.message_user(request, text, messages.SUCCESS if names else messages.INFO)
+
 
 class RoleAdmin(ReadOnlyAdmin):
     """Roles. Their permissions come from `manage.py setup`, which would put a change back."""
 
     search_fields = ("name",)
-
-
-class TokenAdmin(ReadOnlyAdmin):
-    """Who holds an API token. The token itself is a password: nobody else sees it. Deleting it logs its holder out."""
-
-    list_display = ("user", "created")
-    fields = ("user", "created")
-    list_select_related = ("user",)
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002 - Django's
-        return request.user.has_perm("authtoken.delete_token")
 
 
 class AccessAdmin(ReadOnlyAdmin):
@@ -155,11 +156,11 @@ PAGES: tuple[tuple[type[Model], type[ModelAdmin]], ...] = (
     (Symbol, StatefulSymbolAdmin),
     (User, PersonAdmin),
     (Group, RoleAdmin),
-    (TokenProxy, TokenAdmin),
     (AccessAttempt, AccessAdmin),
     (AccessFailureLog, AccessAdmin),
     (AccessLog, AccessAdmin),
 )
+admin.site.unregister(TokenProxy)  # a token is a password, and the paths of its pages would be the tokens themselves
 for model, page in PAGES:
     if admin.site.is_registered(model):
         admin.site.unregister(model)

@@ -6,6 +6,7 @@ from rest_framework.routers import DefaultRouter
 
 from tradingsite.api import views_coverage, views_status, views_trading, views_training
 
+app_name = "api"  # a namespace: the pages have actions of the same names
 router = DefaultRouter()
 router.include_format_suffixes = False  # there is one format: JSON
 router.register("symbols", views_coverage.SymbolViewSet)
@@ -26,9 +27,9 @@ router.register("events", views_status.EventViewSet)
 router.register("alerts", views_status.AlertViewSet)
 
 urlpatterns = [
-    path("token/", views_status.TokenView.as_view(), name="api-token"),
-    path("status/", views_status.StatusView.as_view(), name="api-status"),
-    path("schema/", SpectacularAPIView.as_view(), name="api-schema"),
-    path("docs/", SpectacularSwaggerView.as_view(url_name="api-schema"), name="api-docs"),
+    path("token/", views_status.TokenView.as_view(), name="token"),
+    path("status/", views_status.StatusView.as_view(), name="status"),
+    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("", include(router.urls)),
 ]
