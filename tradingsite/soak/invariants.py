@@ -23,16 +23,16 @@ def one_open_run() -> Iterator[str]:
     for row in RunSymbol.objects.filter(open=True).values("symbol__code").annotate(n=Count("id")).filter(n__gt=1):
         yield f"I1: {row['symbol__code']} is in {row['n']} open runs"
     open_runs = TrainingRun.objects.filter(state__in=OPEN_STATES)
-    for row in open_runs.values("scope__key").annotate(n=Count("id")).filter(n__gt=1):
-        yield f"I1: {row['scope__key']} has {row['n']} open runs"
+    for scope in open_runs.values("scope__key").annotate(n=Count("id")).filter(n__gt=1):
+        yield f"I1: {scope['scope__key']} has {scope['n']} open runs"
 
 
 def verdicts() -> Iterator[str]:
     ended = RunSymbol.objects.exclude(run__state__in=OPEN_STATES)
     for row in ended.filter(Q(open=True) | Q(verdict=""))[:5]:
         yield f"I2: run {row.run_id} ended without a verdict for symbol {row.symbol_id}"
-    for row in TrainingRun.objects.filter(run_symbols__isnull=True)[:5]:
-        yield f"I2: run {row.pk} has no symbols"
+    for run in TrainingRun.objects.filter(run_symbols__isnull=True)[:5]:
+        yield f"I2: run {run.pk} has no symbols"
 
 
 def causes() -> Iterator[str]:
