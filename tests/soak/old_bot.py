@@ -1,7 +1,7 @@
 """The bot that this project replaces, as its users described it: the control of the judge of loops.
 
 Every pass it evaluates what is blocked, reloads its model if anything waits for training, and queues the same symbols
-again although they are training; a failed training leads straight to the next; while a training runs, no bar is decided.
+again although they are training; a failed training leads straight to the next; while one runs, no bar is decided.
 """
 
 from __future__ import annotations
