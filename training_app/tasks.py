@@ -32,7 +32,7 @@ def train(run_id: int) -> str:
         process.manage_command("train_run", str(run_id), "--drain"),
         nice=TRAINER_NICE,
         oom_score_adj=TRAINER_OOM_SCORE,
-        death_signal=signal.SIGTERM,  # a worker that stops: the training gives its run back, and no attempt is lost
+        death_signal=signal.SIGTERM,  # its worker was stopped: it gives the run back at once, not when the lease ends
         environment={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads},
     )
     try:

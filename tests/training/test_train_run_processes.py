@@ -14,17 +14,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from django.conf import settings
 
 from marketdata.store import CandleStore
 from tests.factories import MARKET
+from tests.ops.processes import alive
 from tests.training.conftest import simulated_candles
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-LEASE_SECONDS = 5
+LEASE_SECONDS = 15
+"""Long enough for a heartbeat on a busy machine, short enough to wait for its end."""
 PATIENCE = 240.0
 
 PREPARE = """
@@ -104,6 +107,14 @@ class World:
     def train(self, run_id: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "manage.py", "train_run", str(run_id)],
+            cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def worker(self, run_id: int) -> subprocess.Popen[str]:
+        """Start what a worker process does for one message: the task, which waits for its `train_run`."""
+        code = f"import django; django.setup()\nfrom training_app import tasks\nprint(tasks.train({run_id}))"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
             cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -191,3 +202,31 @@ def test_two_processes_claim_one_run_and_a_kill_in_the_middle_ends_in_one_accept
     assert all(outcome["verdicts"])
     folder = world.folder / "artifacts" / Path(directory).parent
     assert [path.name for path in folder.iterdir()] == [Path(directory).name]
+
+
+def test_a_worker_that_is_ended_takes_its_training_along_which_gives_the_run_back(world: World) -> None:
+    """At a planned stop a cluster waits ten seconds, then the kernel ends its workers; a training takes longer."""
+    candles = simulated_candles(6, 150)
+    CandleStore(world.folder / "candles").write(MARKET, "1h", candles)
+    run_id = world.ask(PREPARE, json.dumps(list(candles)))
+
+    worker = world.worker(run_id)
+    wait_until(lambda: world.run_row()[1].startswith("fold"), "a training that is in its folds")
+    trainer = int(world.run_row()[2].split(":")[1])
+    assert psutil.Process(trainer).ppid() == worker.pid
+    worker.send_signal(signal.SIGKILL)
+    wait_until(lambda: not alive({trainer}), "the end of the training")
+    worker.communicate(timeout=PATIENCE)
+
+    state, _, owner = world.run_row()
+    assert (state, owner) == ("queued", ""), "given back by the training itself: nobody swept"
+    _, sent = world.ask(SWEEP)
+    assert sent in ([], [[run_id]]), "it waits for a worker, which was rung or is rung now"
+    second = world.train(run_id)
+    output, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0, output
+    outcome = world.ask(OUTCOME)
+    assert outcome["state"] in {"succeeded", "rejected"}, outcome
+    assert outcome["attempt"] == 2
+    assert len(outcome["artifacts"]) == 1
+    assert outcome["open"] == 0

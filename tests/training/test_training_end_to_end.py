@@ -14,8 +14,9 @@ from marketdata.store import CandleStore
 from ops_app.clock import SimulatedClock
 from ops_app.queue import Message
 from quant.panel import Panel
-from tests.factories import EPOCH, MARKET, SymbolFactory
+from tests.factories import EPOCH, MARKET, BotFactory, DecisionFactory, PositionFactory, SymbolFactory
 from tests.training.conftest import simulated_candles
+from trading_app.selectors import promises
 from training_app import artifacts, execution, policies, services
 from training_app.choices import RunState, Verdict
 from training_app.models import ActiveModel, ModelArtifact, RunSymbol, TrainingRun
@@ -56,6 +57,26 @@ def test_a_multi_symbol_model_is_trained_judged_and_leaves_a_verdict_for_every_s
     log = TrainingRun.objects.get().log
     assert "fold 1" in log
     assert "publishing" in log
+
+
+def test_the_numbers_that_live_trading_is_compared_with_are_in_a_trained_artifact(
+    settings: Any, sim: SimulatedClock, sent: list[Message], stored_market: StoreMarket
+) -> None:
+    """`trading_app.selectors.promises` reads them by name; one that the pipeline lacks would switch the guard off."""
+    stored_market(n_symbols=8)
+    (run,) = plan_after_debounce(sim)
+    execute(run)
+    artifact = ModelArtifact.objects.get()
+    symbol = artifact.artifact_symbols.earliest("pk").symbol
+    bot = BotFactory()
+    entry = DecisionFactory(bot=bot, symbol=symbol, artifact=artifact, outcome="ENTER")
+    PositionFactory(bot=bot, symbol=symbol, entry_decision=entry, closed_at=EPOCH)
+    (promise,) = promises(bot)
+    tested = artifact.metrics["test"]
+    assert tested["trades"] > 0
+    assert promise.promised_precision == tested["precision"]
+    assert promise.promised_net_return == tested["net_return"]
+    assert 0 <= promise.promised_precision <= 1
 
 
 def test_single_symbol_mode_trains_a_model_for_each_symbol_that_does_not_know_the_others(
