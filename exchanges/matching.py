@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from exchanges.book import Book
-from exchanges.errors import MarketDataError
+from exchanges.errors import ExchangeError, MarketDataError
 from exchanges.fill_model import VOLATILITY_BARS, Liquidity, measure_liquidity, taker_price, taker_quantity
 from exchanges.order_rules import AccountFacts, check_account, check_form, check_instrument
 from exchanges.port import (
@@ -31,6 +31,7 @@ from exchanges.port import (
     PlaceOutcome,
     Rejected,
     Ticker,
+    Unknown,
     VenueFill,
     VenueOrder,
     VenuePosition,
@@ -109,6 +110,17 @@ class MatchingVenue:
 
     # -------------------------------------------------------------------- writes
     def place(self, request: OrderRequest) -> PlaceOutcome:
+        try:
+            return self._place(request)
+        except ExchangeError as error:  # market data that is needed for a fill did not come
+            return _not_booked(error)
+
+    def place_stop(self, request: OrderRequest) -> PlaceOutcome:
+        if request.kind != "stop_market" or not request.reduce_only:
+            return Rejected("BAD_KIND", "a protective stop is of kind stop_market and reduce_only")
+        return self.place(request)
+
+    def _place(self, request: OrderRequest) -> PlaceOutcome:
         refusal = check_form(request)
         if refusal is not None:
             return refusal
@@ -140,12 +152,13 @@ class MatchingVenue:
                 order = self._take(order, instrument, ticker, liquidity, now)
             return Ack(order)
 
-    def place_stop(self, request: OrderRequest) -> PlaceOutcome:
-        if request.kind != "stop_market" or not request.reduce_only:
-            return Rejected("BAD_KIND", "a protective stop is of kind stop_market and reduce_only")
-        return self.place(request)
-
     def cancel(self, symbol: str, client_order_id: str) -> PlaceOutcome:
+        try:
+            return self._cancel(symbol, client_order_id)
+        except ExchangeError as error:
+            return _not_booked(error)
+
+    def _cancel(self, symbol: str, client_order_id: str) -> PlaceOutcome:
         with self._synchronised(), self._book.transaction():
             order = self._book.find(client_order_id)
             if order is None or order.symbol != symbol:
@@ -242,6 +255,11 @@ class MatchingVenue:
         chosen = self._book.leverages.get(symbol, DEFAULT_LEVERAGE)
         instrument = self._replayer.instrument(symbol)
         return chosen if instrument is None else min(chosen, instrument.max_leverage)
+
+
+def _not_booked(error: ExchangeError) -> Unknown:
+    """The port's answer to trouble with market data: the books were rolled back, a look-up will find nothing new."""
+    return Unknown(f"nothing was booked, market data failed: {type(error).__name__}: {error}")
 
 
 def _price(value: float) -> Decimal:

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from exchanges.errors import LedgerError
+from exchanges.errors import ExchangeUnavailableError, LedgerError
 from exchanges.fill_model import Holding, Liquidity, measure_liquidity, resting_price, taker_price, taker_quantity
 from exchanges.matching import MatchingVenue
-from exchanges.port import Ack, OrderRequest, Rejected, Ticker, VenueOrder
+from exchanges.port import Ack, OrderRequest, Rejected, Ticker, Unknown, VenueOrder
 from exchanges.replay import ReplayMarket
 from exchanges.simulated import SimulatedMarket
 from quant.candles import Candles
@@ -277,6 +277,33 @@ def test_a_request_older_than_the_receive_window_is_refused(simulated: Simulated
     old = venue.place(OrderRequest("old", symbol, "buy", Decimal(100), time_ms=clock.now - 5_001))
     assert isinstance(old, Rejected)
     assert old.code == "STALE_REQUEST"
+
+
+@pytest.mark.parametrize("method", ["instruments", "candles", "candles_many", "tickers"])
+def test_market_data_that_is_down_makes_an_order_unknown_and_books_nothing(
+    simulated: SimulatedMarket, clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The port's promise: `place` and `cancel` never raise for what the other side answers, or does not answer."""
+    venue = MatchingVenue(data=simulated)
+    symbol = simulated.instruments()[0].symbol
+    assert isinstance(venue.place(OrderRequest("held", symbol, "buy", Decimal(100))), Ack)
+    before = venue.fills_since(0)
+    clock.now += DAY_MS  # nothing is remembered: instruments, timeframes and candles are asked for again
+
+    def down(*args: object) -> None:
+        raise ExchangeUnavailableError("maintenance until 04:00")
+
+    monkeypatch.setattr(simulated, method, down)
+    outcome = venue.place(OrderRequest("entry", symbol, "buy", Decimal(100)))
+    assert isinstance(outcome, Unknown)
+    assert "nothing was booked" in outcome.detail
+    assert "maintenance until 04:00" in outcome.detail
+    if method != "tickers":  # cancelling needs no ticker
+        assert isinstance(venue.cancel(symbol, "held"), Unknown)
+    monkeypatch.undo()
+    assert venue.order_by_client_id(symbol, "entry") is None
+    assert [fill for fill in venue.fills_since(0) if fill.kind == "trade"] == before
+    assert isinstance(venue.place(OrderRequest("entry", symbol, "buy", Decimal(100))), Ack)
 
 
 # --- The ledger's file ---
