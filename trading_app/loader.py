@@ -22,7 +22,7 @@ from quant.reasons import reason
 from trading_app.choices import RiskKind
 from trading_app.models import Bot
 from trading_app.services import record_risk
-from training_app import artifacts, selectors
+from training_app import activation, artifacts, selectors
 from training_app.choices import ActivationState
 from training_app.exceptions import ArtifactError
 from training_app.models import Activation, ModelArtifact
@@ -84,6 +84,8 @@ class ModelLoader:
         try:
             model = self.load(slot.artifact)
         except ArtifactError as error:
+            # The registry learns it, so that the next plan falls back.
+            activation.report_broken(artifact=slot.artifact, error=str(error))
             self._refuse(slot, str(error), report)
             return
         self._hold(slot.slot, slot.generation, slot.artifact, model)
@@ -133,17 +135,18 @@ class ModelLoader:
             .select_related("artifact")
             .order_by("-generation")[:3]
         )
-        for activation in earlier:
+        for served in earlier:
             try:
-                model = self.load(activation.artifact)
+                model = self.load(served.artifact)
             except ArtifactError as error:
-                log.warning("fall_back_refused", slot=slot.slot, artifact=activation.artifact_id, error=str(error))
+                activation.report_broken(artifact=served.artifact, error=str(error))
+                log.warning("fall_back_refused", slot=slot.slot, artifact=served.artifact_id, error=str(error))
                 continue
-            self._hold(slot.slot, activation.generation or 0, activation.artifact, model)
+            self._hold(slot.slot, served.generation or 0, served.artifact, model)
             report.loaded += 1
             journal.record(
                 "model_loaded",
-                reason("FALL_BACK", slot=slot.slot, artifact=activation.artifact_id, instead_of=slot.artifact.pk),
+                reason("FALL_BACK", slot=slot.slot, artifact=served.artifact_id, instead_of=slot.artifact.pk),
                 subject=f"bot:{self.bot.name}",
                 severity=Severity.WARNING,
             )

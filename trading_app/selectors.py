@@ -145,8 +145,8 @@ def promises(bot: Bot, *, limit: int = 10) -> list[Promise]:
         Promise(
             artifact_id=row["artifact_pk"],
             version=row["version"],
-            promised_precision=_number(row["metrics"], "precision"),
-            promised_net_return=_number(row["metrics"], "mean_net_return"),
+            promised_precision=_promised(row["metrics"], "precision"),
+            promised_net_return=_promised(row["metrics"], "net_return"),
             trades=row["trades"],
             wins=row["wins"],
             net_pnl=money.get(row["artifact_pk"], Decimal(0)),
@@ -166,12 +166,8 @@ def _net_pnl(bot: Bot, artifact_ids: list[int]) -> dict[int, Decimal]:
     return totals
 
 
-def _number(metrics: object, name: str) -> float | None:
-    """Find a metric by name, at the top or below `validation`, whichever the artifact has."""
-    if not isinstance(metrics, dict):
-        return None
-    for place in (metrics, metrics.get("validation"), metrics.get("test")):
-        value = place.get(name) if isinstance(place, dict) else None
-        if isinstance(value, int | float):
-            return float(value)
-    return None
+def _promised(metrics: object, name: str) -> float | None:
+    """Read a number of the test window (`quant.pipeline.train`): the only one that the model had no part in."""
+    window = metrics.get("test") if isinstance(metrics, dict) else None
+    value = window.get(name) if isinstance(window, dict) else None
+    return float(value) if isinstance(value, int | float) else None

@@ -141,7 +141,7 @@ class World:
         codes = codes or self.codes
         artifact = ArtifactFactory(
             requirement=registry.requirement(), symbols=[self.symbols[code] for code in codes],
-            metrics={"precision": 0.6},
+            metrics={"test": {"precision": 0.6, "net_return": 0.002}},
         )  # fmt: skip
         self.load.models[artifact.pk] = model if model is not None else StandIn(codes, codes)
         row = ActiveModel.objects.filter(slot=artifact.scope.key).first()

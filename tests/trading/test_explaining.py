@@ -97,7 +97,7 @@ def test_the_promise_is_compared_with_what_the_trades_made(world: World) -> None
     assert promise.trades == closed.count() > 0
     assert promise.wins == sum(each.realised_pnl > each.fees for each in closed)
     assert promise.net_pnl == sum(each.realised_pnl - each.fees for each in closed)
-    assert promise.promised_precision == 0.6
+    assert (promise.promised_precision, promise.promised_net_return) == (0.6, 0.002)
 
 
 # --- admin

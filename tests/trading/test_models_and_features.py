@@ -105,6 +105,10 @@ def test_f31_i10_a_damaged_model_is_refused_once_the_last_good_one_stays_and_a_p
     assert (bot.loaded_generation, bot.refused_generation) == (good.generation, bad.generation)
     assert Alert.objects.filter(key=f"model_refused:{bad.slot}", resolved_at__isnull=True).exists()
     assert RiskEvent.objects.filter(kind="model_refused").count() == 1
+    bad.artifact.refresh_from_db()
+    assert bad.artifact.integrity_error, "the registry knows it, so that the next plan falls back"
+    good.artifact.refresh_from_db()
+    assert good.artifact.integrity_error == ""
     next_good = activate_real(world)
     assert runner.tick().models_loaded == 1
     assert runner.loader.models[bad.slot].artifact.pk == next_good.artifact_id
