@@ -135,7 +135,7 @@ class TestAdmin:
         client.force_login(operator)
         for symbol in SymbolFactory.create_batch(60):
             BlockFactory(symbol=symbol)
-        with django_assert_max_num_queries(12):
+        with django_assert_max_num_queries(16):
             client.get(reverse("admin:coverage_app_symbol_changelist"))
 
     def test_an_operator_blocks_with_a_reason_and_lifts_it(

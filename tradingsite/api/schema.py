@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from drf_spectacular.openapi import AutoSchema as SpectacularAutoSchema
 from drf_spectacular.utils import OpenApiResponse
@@ -24,7 +24,7 @@ PROBLEMS = {
 class AutoSchema(SpectacularAutoSchema):
     """drf-spectacular's, with the problem details that every operation may answer."""
 
-    def _get_response_bodies(self, direction: str = "response") -> dict[str, Any]:
+    def _get_response_bodies(self, direction: Literal["request", "response"] = "response") -> dict[str, Any]:
         bodies = super()._get_response_bodies(direction=direction)
         for status in self._problem_statuses():
             problem = OpenApiResponse(ProblemSerializer, description=PROBLEMS[status])

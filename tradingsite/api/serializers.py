@@ -242,7 +242,9 @@ class ProblemSerializer(serializers.Serializer[dict[str, object]]):
     title = serializers.CharField()
     status = serializers.IntegerField()
     detail = serializers.CharField(help_text="What is wrong, and what to do.")
-    errors = serializers.DictField(required=False, help_text="Each wrong field with its rule.")
+    errors = serializers.DictField(  # type: ignore[assignment]  # DRF's metaclass takes the field out of the class
+        required=False, help_text="Each wrong field with its rule."
+    )
 
 
 class StatusSerializer(serializers.Serializer[dict[str, object]]):
