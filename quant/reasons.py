@@ -60,7 +60,7 @@ def _text(value: object) -> str:
     if isinstance(value, Enum):
         return _text(value.value)
     if isinstance(value, Decimal):
-        return f"{value:f}"
+        return f"{value.normalize():f}"  # a database's padding zeros say nothing
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):
