@@ -96,7 +96,7 @@ def test_i3_a_symbol_is_evaluated_only_when_it_is_due(sim: SimulatedClock) -> No
     healthy = SymbolFactory(next_evaluation_at=None)
     blocked = SymbolFactory(next_evaluation_at=None, candle_count=10_000)
     seen: dict[int, list[dt.datetime]] = {healthy.pk: [], blocked.pk: []}
-    for _ in range(24 * 60):  # a day of passes, a minute apart, as the old bot made them
+    for _ in range(8 * 60):  # eight hours of passes, a minute apart, as the old bot made them
         Symbol.objects.update(last_candle_at=sim.now - HOUR)
         before = dict(Symbol.objects.values_list("pk", "evaluations"))
         services.evaluate_due()
@@ -107,8 +107,8 @@ def test_i3_a_symbol_is_evaluated_only_when_it_is_due(sim: SimulatedClock) -> No
         sim.advance(MINUTE)
     for times in seen.values():
         assert min(b - a for a, b in itertools.pairwise(times)) >= dt.timedelta(minutes=5)
-    assert len(seen[healthy.pk]) == 24 * 12
-    assert len(seen[blocked.pk]) <= 4 + 1, "a block that cannot go away by itself is looked at every six hours"
+    assert len(seen[healthy.pk]) == 8 * 12
+    assert len(seen[blocked.pk]) <= 2 + 1, "a block that cannot go away by itself is looked at every six hours"
 
 
 @pytest.mark.django_db(transaction=True)
@@ -183,10 +183,10 @@ def test_the_number_of_statements_does_not_grow_with_the_symbols(count: int, sim
 
 
 @pytest.mark.slow
-def test_five_thousand_symbols_cost_no_more_statements_than_ten(sim: SimulatedClock) -> None:
-    fill_market(5_000)
+def test_thousands_of_symbols_cost_no_more_statements_than_ten(sim: SimulatedClock) -> None:
+    fill_market(2_000)
     with CaptureQueriesContext(connection) as queries:
-        assert services.evaluate_due().opened == 2_500
+        assert services.evaluate_due().opened == 1_000
     assert len(queries) <= MAX_QUERIES
 
 

@@ -15,14 +15,16 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 6.0
+"""Deadlines below and in the tests are those of a quiet machine; a busy one gets this many times more."""
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 20.0, what: str = "") -> None:
-    """Poll until the condition holds; the message says what was waited for."""
-    deadline = time.monotonic() + seconds
+    """Poll until the condition holds, `seconds` on a quiet machine; the message says what was waited for."""
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what or condition}")
+            raise AssertionError(f"not within {seconds * PATIENCE:g} s: {what or condition}")
         time.sleep(0.05)
 
 

@@ -90,9 +90,9 @@ def test_i5_new_symbols_wait_for_the_next_run_of_the_scope(
     (first,) = minutes(sim, 11)
     publish(first)
     SymbolFactory()
-    assert minutes(sim, 60 * 5) == []
+    assert minutes(sim, 20 * 5, step=3 * MINUTE) == []
     SymbolFactory()
-    (second,) = minutes(sim, 60 * 2)
+    (second,) = minutes(sim, 20 * 2, step=3 * MINUTE)
     assert second.trigger == RunTrigger.NEW_SYMBOLS
     assert second.run_symbols.count() == 5
     started = TrainingRun.objects.get(pk=first.pk).started_at
@@ -115,12 +115,12 @@ def test_i4_a_scope_whose_model_is_refused_again_and_again_trains_ever_more_rare
 ) -> None:
     """Thirty days of a market in which nothing can be learnt: a handful of runs, not one a minute."""
     runs: list[TrainingRun] = []
-    for _ in range(30 * 24):
+    for _ in range(30 * 8):
         coverage.evaluate_due()  # closes the blocks whose back-off is over
         for run in services.plan():
             publish(run, passed=False)
             runs.append(run)
-        sim.advance(HOUR)
+        sim.advance(3 * HOUR)
         Symbol.objects.update(last_candle_at=sim.now - HOUR)
     gaps = [later.created_at - earlier.created_at for earlier, later in itertools.pairwise(runs)]
     assert 4 <= len(runs) <= 9
@@ -141,10 +141,10 @@ def test_r3b_one_symbol_that_fails_does_not_hold_up_the_others(
     for symbol in good:
         publish(runs[symbol], market_wide=False)
     again = []
-    for _ in range(24 * 6):
+    for _ in range(24 * 3):
         coverage.evaluate_due()
         again += services.plan()
-        sim.advance(10 * MINUTE)
+        sim.advance(20 * MINUTE)
         Symbol.objects.update(last_candle_at=sim.now - HOUR)
     assert [run.scope.symbol for run in again] == [bad]  # again after its back-off, long before 24 h
     assert again[0].created_at - runs[bad].created_at < 7 * HOUR
@@ -165,7 +165,7 @@ def test_r3a_a_symbol_with_thirty_candles_is_refused_with_a_reason_and_not_tried
     block = Block.objects.open().get()
     assert "TOO_FEW_SAMPLES" in block.evidence
     assert block.recheck_at >= sim.now + 6 * HOUR - MINUTE
-    assert minutes(sim, 5 * 60) == []
+    assert minutes(sim, 5 * 20, step=3 * MINUTE) == []
 
 
 def test_r3c_a_symbol_with_too_little_history_is_left_out_with_a_reason(
