@@ -28,7 +28,7 @@ DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_setup", "liv
 # Compiling a numba kernel takes longer than any deadline that would be useful for the examples after it.
 hypothesis.settings.register_profile("default", deadline=None)
 # The same examples on every run: a submission is judged by its change, not by its luck. Failures print their blob.
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=50)
 hypothesis.settings.load_profile("ci" if IN_CI else "default")
 
 
