@@ -26,6 +26,8 @@ CODE = "AAA/USDT:USDT"
 HOUR_MS = 3_600_000
 CANDLES = 48
 
+expect.set_options(timeout=30_000)  # milliseconds: the default of 5 s is little on a busy machine
+
 
 @pytest.fixture
 def world(transactional_db: None, settings: Any) -> Iterator[None]:
@@ -101,9 +103,9 @@ def test_the_dashboard_is_labelled_draws_equity_and_fills_by_itself(watched: Wat
     TrainingRun.objects.filter(state="running").update(stage="fold 2 of 3", progress=0.5)
     make.EquityPointFactory(bot=Bot.objects.get(), at=make.EPOCH, equity=12_345.0)
 
-    expect(page.get_by_text("fold 2 of 3")).to_be_visible(timeout=15_000)
-    expect(page.get_by_text("12,345.00")).to_be_visible(timeout=15_000)
-    expect(page.locator("#equity-chart")).to_have_attribute("data-points", "31", timeout=15_000)
+    expect(page.get_by_text("fold 2 of 3")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("12,345.00")).to_be_visible(timeout=60_000)
+    expect(page.locator("#equity-chart")).to_have_attribute("data-points", "31", timeout=60_000)
 
 
 def test_a_click_pauses_the_bot(watched: Watched) -> None:
@@ -146,7 +148,7 @@ def test_the_page_of_a_symbol_follows_what_happens(watched: Watched, live_server
     page.goto(f"{live_server.url}/symbols/{block.symbol_id}/")
     page.get_by_label("Block, because").fill("half a sentence")
     Block.objects.update(evidence="TRAINING_FAILED: now=another text")
-    expect(page.locator("#symbol-state")).to_contain_text("now=another text", timeout=15_000)
+    expect(page.locator("#symbol-state")).to_contain_text("now=another text", timeout=60_000)
     expect(page.locator("#symbol-details")).to_contain_text("now=another text")
     expect(page.get_by_label("Block, because")).to_have_value("half a sentence")
 
@@ -164,8 +166,8 @@ def test_nothing_scrolls_sideways_on_a_phone(watched: Watched, live_server: Any)
 def test_a_page_that_gets_no_answer_says_that_it_is_stale(watched: Watched) -> None:
     page = watched.page
     page.route("**/*", lambda route: route.abort())
-    expect(page.get_by_text("The site does not answer since")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("The site does not answer since")).to_be_visible(timeout=60_000)
     page.unroute("**/*")
-    expect(page.get_by_text("The site does not answer since")).to_be_hidden(timeout=15_000)
+    expect(page.get_by_text("The site does not answer since")).to_be_hidden(timeout=60_000)
     assert watched.errors, "the browser itself reports what it could not fetch"
     watched.errors.clear()

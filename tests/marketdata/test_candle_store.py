@@ -318,7 +318,7 @@ def test_a_writer_that_is_killed_in_the_middle_leaves_the_old_file_and_the_next_
     assert writer.stdout is not None
     assert writer.stdout.readline().strip() == "written"
     writer.send_signal(signal.SIGKILL)
-    writer.wait(timeout=10)
+    writer.wait(timeout=60)
     writer.stdout.close()
     leftovers = set(files_of(tmp_path)) - set(before)
     assert len(leftovers) == 1

@@ -20,7 +20,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("migrated")
     subprocess.run(
         [sys.executable, str(ROOT / "manage.py"), "setup", "--skip-files"],
-        cwd=ROOT, env=environment(data_dir), check=True, capture_output=True, timeout=120,
+        cwd=ROOT, env=environment(data_dir), check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     return data_dir
 

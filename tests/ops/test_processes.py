@@ -36,7 +36,7 @@ def test_q4_a_child_dies_with_a_parent_that_is_killed() -> None:
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ops_app.process import die_with_parent; "
     ended = subprocess.run(
-        [sys.executable, "-c", code + "die_with_parent(1); import time; time.sleep(60)"], check=False, timeout=10
+        [sys.executable, "-c", code + "die_with_parent(1); import time; time.sleep(60)"], check=False, timeout=120
     )
     assert ended.returncode == -signal.SIGKILL
 
@@ -52,7 +52,7 @@ def test_a_child_listens_to_sigterm_though_its_parent_ignores_it_and_has_its_nic
         assert child.stdout is not None
         assert int(child.stdout.readline()) == os.nice(0) + 3
         child.terminate()
-        assert child.wait(timeout=5) == -signal.SIGTERM
+        assert child.wait(timeout=60) == -signal.SIGTERM
         child.stdout.close()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -104,6 +104,6 @@ def test_the_supervisor_kills_what_does_not_listen_when_it_is_forced(tmp_path: P
     wait_until(lambda: (tmp_path / "deaf.log").read_text() == "deaf\n", what="its first line")
     began = time.monotonic()
     watched.stop(forced=lambda: time.monotonic() - began > 0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert said == ["deaf did not stop in time; it is killed."]
     assert not watched.children[0].running

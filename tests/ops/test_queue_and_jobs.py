@@ -291,7 +291,7 @@ def test_i8_s1_four_racing_processes_seed_each_schedule_once(data_dir: Path) -> 
         racer.stdin.write("go\n")
         racer.stdin.flush()
     for racer in racers:
-        _, errors = racer.communicate(timeout=60)
+        _, errors = racer.communicate(timeout=240)
         assert racer.returncode == 0, errors
     with sqlite3.connect(data_dir / "db.sqlite3") as database:
         rows = database.execute("SELECT COUNT(*) FROM django_q_schedule WHERE name LIKE 'race.%'").fetchone()

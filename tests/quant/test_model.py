@@ -191,7 +191,7 @@ def test_loading_and_predicting_needs_neither_scikit_learn_nor_pandas(tmp_path: 
         "m.probe(); print([n for n in ('sklearn', 'pandas', 'numba', 'pickle5') if n in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=240, check=True
     )
     assert done.stdout.strip() == "[]"
 
