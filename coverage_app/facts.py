@@ -31,8 +31,8 @@ class EpochMs(Func):
 
 FACT_COLUMNS = (
     "code", "in_universe", "universe_reason", EpochMs("listed_at"), EpochMs("delisted_at"), EpochMs("history_start"),
-    EpochMs("last_candle_at"), "candle_count", "expected_count", "largest_gap_bars", "price_break", "ingest_error",
-    "ingest_failures",
+    EpochMs("last_candle_at"), "candle_count", "expected_count", "largest_gap_bars",
+    EpochMs("unbroken_since"), "price_break", "ingest_error", "ingest_failures",
 )  # fmt: skip
 """What `facts_of` takes, in its order: for `values_list`."""
 
@@ -73,6 +73,7 @@ def facts_of(
     candle_count: int,
     expected_count: int,
     largest_gap_bars: int,
+    unbroken_since_ms: int | None,
     price_break: str,
     ingest_error: str,
     ingest_failures: int,
@@ -89,6 +90,7 @@ def facts_of(
         candle_count=candle_count,
         expected_count=expected_count,
         largest_gap_bars=largest_gap_bars,
+        unbroken_since_ms=unbroken_since_ms,
         price_break=price_break or None,
         ingest_error=ingest_error or None,
         failures=ingest_failures,

@@ -40,6 +40,9 @@ class Symbol(models.Model):
     candle_count = models.PositiveIntegerField(default=0, help_text="Stored candles within the target history.")
     expected_count = models.PositiveIntegerField(default=0, help_text="Candles that the same time could hold.")
     largest_gap_bars = models.PositiveIntegerField(default=0)
+    unbroken_since = models.DateTimeField(
+        null=True, blank=True, help_text="First candle after the last gap of more than 7 days: what counts as history."
+    )
     price_break = models.CharField(max_length=300, blank=True, help_text="Evidence of a broken price series.")
     last_candle_at = models.DateTimeField(null=True, blank=True, help_text="Open time of the newest stored candle.")
     backfilled = models.BooleanField(default=False, help_text="The whole target history has been asked for once.")

@@ -17,6 +17,9 @@ GAP_BREAK_FACTOR = 2.5
 """... and by this factor across a gap, where a token swap happens while trading is suspended."""
 MIN_GAP_BARS = 24
 """A shorter gap is an outage of the exchange; a token swap takes days."""
+LONG_GAP_MS = 7 * DAY_MS
+"""A longer gap is a suspension: who traded before it is gone, and the features (at most 168 hours of memory on 1h) have
+forgotten. What comes after must be long enough by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class HistoryStats:
 
     `first_ms`, `last_ms`: open times of the first and last candle, None if there is none. `count`, `expected`,
     `coverage` and the gap refer to the window: from its start, or from the first candle if that is later, to the last
-    closed candle. `largest_gap_at_ms` is the open time of the first missing candle. `price_break` is evidence, or
+    closed candle. `largest_gap_at_ms` is the open time of the first missing candle. `unbroken_since_ms` is the open
+    time of the first candle after the last long gap of the window, None without one. `price_break` is evidence, or
     None.
     """
 
@@ -36,6 +40,7 @@ class HistoryStats:
     coverage: float
     largest_gap_bars: int
     largest_gap_at_ms: int | None
+    unbroken_since_ms: int | None
     price_break: str | None
 
 
@@ -50,7 +55,7 @@ def history_stats(candles: Candles, step_ms: int, now_ms: int, window_days: int)
     end = floor_ms(now_ms, step_ms)
     candles = candles.between(0, end)
     if not len(candles):
-        return HistoryStats(None, None, 0, 0, 0.0, 0, None, None)
+        return HistoryStats(None, None, 0, 0, 0.0, 0, None, None, None)
     first, last = int(candles.open_time[0]), int(candles.open_time[-1])
     start = max(first, -(-(now_ms - window_days * DAY_MS) // step_ms) * step_ms)
     window = candles.between(start, end)
@@ -64,6 +69,7 @@ def history_stats(candles: Candles, step_ms: int, now_ms: int, window_days: int)
         coverage=len(window) / expected if expected else 0.0,
         largest_gap_bars=gap_bars,
         largest_gap_at_ms=gap_at,
+        unbroken_since_ms=_unbroken_since(window.open_time, step_ms),
         price_break=find_price_break(window, step_ms),
     )
 
@@ -74,6 +80,11 @@ def _largest_gap(times: NDArray[np.int64], start: int, end: int, step_ms: int) -
     row = int(np.argmax(missing))
     bars = int(missing[row])
     return (bars, int(edges[row]) + step_ms) if bars > 0 else (0, None)
+
+
+def _unbroken_since(times: NDArray[np.int64], step_ms: int) -> int | None:
+    ends = np.flatnonzero(np.diff(times) - step_ms > LONG_GAP_MS) + 1
+    return int(times[ends[-1]]) if len(ends) else None
 
 
 def find_price_break(candles: Candles, step_ms: int) -> str | None:

@@ -103,7 +103,8 @@ class SymbolFacts:
     """What is known about one symbol at its evaluation. Candle times are OPEN times in ms.
 
     ``candle_count`` and ``expected_count`` belong to the same window of closed candles; ``failures`` counts
-    consecutive failed ingests; ``price_break`` and ``ingest_error`` hold evidence, or None.
+    consecutive failed ingests; ``price_break`` and ``ingest_error`` hold evidence, or None. ``unbroken_since_ms`` is
+    the first candle after the last suspension: only from there on counts as history (None: there was none).
     """
 
     symbol: str
@@ -116,6 +117,7 @@ class SymbolFacts:
     candle_count: int = 0
     expected_count: int = 0
     largest_gap_bars: int = 0
+    unbroken_since_ms: int | None = None
     price_break: str | None = None
     ingest_error: str | None = None
     failures: int = 0
@@ -195,12 +197,14 @@ def _find_exchange_error(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int
 
 def _find_short_history(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int) -> Finding | None:
     need_ms = round(policy.min_history_days * DAY_MS)
+    first_ms, since_ms = facts.history_start_ms, facts.unbroken_since_ms
+    start_ms = first_ms if since_ms is None else since_ms
     have_ms = 0
-    if facts.history_start_ms is not None and facts.last_candle_ms is not None:
-        have_ms = facts.last_candle_ms + policy.bar_ms - facts.history_start_ms
+    if start_ms is not None and facts.last_candle_ms is not None:
+        have_ms = facts.last_candle_ms + policy.bar_ms - start_ms
     if have_ms >= need_ms:
         return None
-    start_ms = facts.history_start_ms if facts.history_start_ms is not None else facts.listed_ms
+    start_ms = start_ms if start_ms is not None else facts.listed_ms
     enough_at_ms = None if start_ms is None else start_ms + need_ms
     # A time in the past means that the candles exist but are not stored yet: look again as soon as allowed.
     recheck_at_ms = max(enough_at_ms or 0, now_ms + policy.evaluation_interval_ms)
@@ -209,6 +213,7 @@ def _find_short_history(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int)
         have_days=round(have_ms / DAY_MS, 1),
         need_days=policy.min_history_days,
         enough_at="unknown" if enough_at_ms is None else from_ms(max(enough_at_ms, now_ms)),
+        **({"since_at_ms": since_ms, "rule": "history begins anew after a long gap"} if since_ms is not None else {}),
     )
     return Finding(BlockCode.SHORT_HISTORY, evidence, False, recheck_at_ms)
 

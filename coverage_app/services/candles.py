@@ -51,7 +51,7 @@ LATE_RETRY_MS, LATE_WINDOW_MS = MINUTE_MS, 5 * MINUTE_MS
 FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * MINUTE_MS, 6 * HOUR_MS
 FIGURES = (
     "history_start", "history_days", "history_coverage", "candle_count", "expected_count", "largest_gap_bars",
-    "price_break", "last_candle_at",
+    "unbroken_since", "price_break", "last_candle_at",
 )  # fmt: skip
 INGEST_FIELDS = (*FIGURES, "backfilled", "ingest_due_at", "ingest_failures", "ingest_error")
 
@@ -335,6 +335,7 @@ class _Ingest:
                 "candle_count": stats.count,
                 "expected_count": stats.expected,
                 "largest_gap_bars": stats.largest_gap_bars,
+                "unbroken_since": None if stats.unbroken_since_ms is None else from_ms(stats.unbroken_since_ms),
                 "price_break": (stats.price_break or "")[:300],
                 "last_candle_at": from_ms(stats.last_ms),
             }

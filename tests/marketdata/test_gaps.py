@@ -28,11 +28,31 @@ def candles_at(hours: list[int] | np.ndarray, price: np.ndarray | float = 100.0)
 
 def test_a_whole_history_has_full_coverage() -> None:
     stats = history_stats(candles_at(np.arange(240)), HOUR_MS, START + 240 * HOUR_MS, 30)
-    assert stats == HistoryStats(START, START + 239 * HOUR_MS, 240, 240, 1.0, 0, None, None)
+    assert stats == HistoryStats(START, START + 239 * HOUR_MS, 240, 240, 1.0, 0, None, None, None)
 
 
 def test_no_candles_is_no_history() -> None:
-    assert history_stats(Candles.empty(), HOUR_MS, START, 30) == HistoryStats(None, None, 0, 0, 0.0, 0, None, None)
+    assert history_stats(Candles.empty(), HOUR_MS, START, 30) == HistoryStats(
+        None, None, 0, 0, 0.0, 0, None, None, None
+    )
+
+
+@pytest.mark.parametrize(
+    "gaps, since",
+    [
+        ([(100, 168)], None),  # seven days are an outage
+        ([(100, 169)], 269),
+        ([(100, 200), (400, 180), (700, 24)], 580),
+    ],
+)
+def test_history_begins_anew_after_a_gap_of_more_than_seven_days(
+    gaps: list[tuple[int, int]], since: int | None
+) -> None:
+    hours = np.arange(1000)
+    for start, bars in gaps:
+        hours = hours[(hours < start) | (hours >= start + bars)]
+    stats = history_stats(candles_at(hours), HOUR_MS, START + 1000 * HOUR_MS, 100)
+    assert stats.unbroken_since_ms == (None if since is None else START + since * HOUR_MS)
 
 
 def test_the_largest_gap_is_found_with_its_first_missing_candle() -> None:

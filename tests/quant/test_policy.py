@@ -79,6 +79,17 @@ def test_exactly_the_minimum_history_is_enough() -> None:
     assert codes(replace(HEALTHY, history_start_ms=NOW - 90 * DAY_MS + 1)) == ["SHORT_HISTORY"]
 
 
+def test_only_what_follows_a_suspension_counts_as_history() -> None:
+    facts = replace(HEALTHY, unbroken_since_ms=NOW - 40 * DAY_MS)
+    (finding,) = judge(facts, POLICY, NOW).findings
+    assert finding.evidence == (
+        "SHORT_HISTORY: have_days=40, need_days=90, enough_at=2025-07-21T00:00Z, since_at=2025-04-22T00:00Z, "
+        "rule=history begins anew after a long gap"
+    )
+    assert finding.recheck_at_ms == NOW + 50 * DAY_MS
+    assert codes(replace(HEALTHY, unbroken_since_ms=NOW - 90 * DAY_MS)) == []
+
+
 def test_low_coverage_names_share_missing_candles_and_largest_gap() -> None:
     facts = replace(HEALTHY, candle_count=900, expected_count=1_000, largest_gap_bars=60)
     (finding,) = judge(facts, POLICY, NOW).findings
