@@ -6,4 +6,4 @@ class CoverageConfig(AppConfig):
     verbose_name = "Coverage"
 
     def ready(self) -> None:
-        from coverage_app import schedules  # noqa: F401 - registers the jobs
+        from coverage_app import checks, schedules  # noqa: F401 - registers the checks and the jobs

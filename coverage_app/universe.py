@@ -101,6 +101,8 @@ def _why_ended(instrument: Instrument, now_ms: int) -> str:
 
 
 def _why_not(instrument: Instrument, ticker: Ticker | None, rules: UniverseRules, now_ms: int, is_in: bool) -> str:
+    if instrument.trouble:
+        return reason("UNREADABLE", why=instrument.trouble)
     if rules.symbols is not None:
         return "" if instrument.symbol in rules.symbols else reason("NOT_IN_LIST", setting="UNIVERSE_SYMBOLS")
     if instrument.symbol in rules.exclude:

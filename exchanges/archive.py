@@ -5,6 +5,7 @@ Only reads, lazily, one file at a time. Knows nothing of time: `exchanges.replay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,29 @@ class Archive:
             self._candles[key] = Candles(times.astype(np.int64, copy=False), *prices)
         return self._candles[key]
 
+    def span(self, symbol: str, timeframe: str) -> tuple[int, int] | None:
+        """Open times of the first and last candle, None without candles: from the file's footer where it has them.
+
+        Raises MarketDataError for a file that is cut off or lacks a column.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self._files[timeframe][symbol]
+        try:
+            with pq.ParquetFile(path) as file:
+                footer, names = file.metadata, file.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(symbol, path, error) from error
+        _require_columns(symbol, path, names, _CANDLE_COLUMNS)
+        column = names.index("timestamp")
+        groups = [footer.row_group(row).column(column).statistics for row in range(footer.num_row_groups)]
+        if all(group is not None and group.has_min_max for group in groups):
+            bounds = [(int(group.min), int(group.max)) for group in groups]
+            return (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None
+        times = self.candles(symbol, timeframe).open_time
+        return (int(times[0]), int(times[-1])) if len(times) else None
+
     def funding(self, symbol: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(times, rates) of the file; empty if there is none."""
         if symbol not in self._funding:
@@ -102,13 +126,16 @@ class Archive:
             with pq.ParquetFile(path) as file:
                 table = file.read(columns=list(names))
         except (pa.ArrowException, OSError) as error:
-            raise MarketDataError(
-                symbol, f"{path} cannot be read ({error}); restore the file from its source"
-            ) from error
-        missing = [name for name in names if name not in table.column_names]
-        if missing:
-            raise MarketDataError(symbol, f"{path} lacks the columns {', '.join(missing)}; it needs {', '.join(names)}")
+            raise _unreadable(symbol, path, error) from error
+        _require_columns(symbol, path, table.column_names, names)
         columns = [table.column(name).to_numpy() for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "iuf" or (name == "timestamp" and column.dtype.kind == "f"):
+                raise MarketDataError(
+                    symbol,
+                    f"{path}: column {name} holds {column.dtype}; it must hold "
+                    f"{'whole numbers (ms since 1970)' if name == 'timestamp' else 'numbers'}, none missing",
+                )
         steps = np.diff(columns[0])
         if len(steps) and not (steps > 0).all():
             row = int(np.flatnonzero(steps <= 0)[0]) + 1
@@ -116,6 +143,16 @@ class Archive:
         for column in columns:
             column.flags.writeable = False  # callers get views of what is kept here
         return columns
+
+
+def _unreadable(symbol: str, path: Path, error: Exception) -> MarketDataError:
+    return MarketDataError(symbol, f"{path} cannot be read ({error}); restore the file from its source")
+
+
+def _require_columns(symbol: str, path: Path, present: Sequence[str], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise MarketDataError(symbol, f"{path} lacks the columns {', '.join(missing)}; it needs {', '.join(names)}")
 
 
 def parse_stem(stem: str, market: str) -> ArchiveSymbol:

@@ -45,6 +45,8 @@ class Instrument:
     listed_ms: int | None
     delisted_ms: int | None
     active: bool
+    trouble: str = ""
+    """Why nothing more can be had of it now, although it exists; empty: all is well."""
 
     def quantize_quantity(self, quantity: Decimal) -> Decimal:
         """Round towards zero to the lot size: never trade more than was asked for."""

@@ -2,7 +2,8 @@
 
 An archive holds no listings, ticks or quotes. They are derived from what was visible at the time: a symbol is listed
 from its first candle, and delisted when it has had none for 30 days (28 days without a candle have happened to a
-living symbol); grids follow the last price; a ticker is the last close with one basis point to each side.
+living symbol); grids come from its first price and never change, as an amount that fits today's lots must fit
+tomorrow's; a ticker is the last close with one basis point to each side.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from quant.timeframes import TIMEFRAMES, floor_ms
 PAGE_LIMIT = 5_000
 DELISTED_AFTER_MS = 30 * 86_400_000
 HALF_SPREAD = 1e-4
+_FINER_LOTS, _FINER_TICKS = 3, 7
+"""Digits below that of the first price: fine enough for a price that rises or falls a thousandfold."""
 _DAY_MS = 86_400_000
 
 
@@ -53,26 +56,48 @@ class ReplayMarket:
         return self._clock()
 
     def bounds_ms(self) -> tuple[int, int]:
-        """First open and last close of the whole archive: where a replay may start and must end. Reads every file."""
-        opened, closed = [], []
+        """First close and last close of the readable candles: where a replay may start and must end.
+
+        Raises ConfigurationError if no file can be read.
+        """
+        first_close, last_close = [], []
         for symbol in self._archive.symbols:
             for timeframe in self._archive.timeframes(symbol):
-                times = self._archive.candles(symbol, timeframe).open_time
-                if len(times):
-                    opened.append(int(times[0]))
-                    closed.append(int(times[-1]) + TIMEFRAMES[timeframe])
-        return min(opened), max(closed)
+                try:
+                    span = self._archive.span(symbol, timeframe)
+                except MarketDataError:
+                    continue  # `troubles` names it
+                if span is not None:
+                    first_close.append(span[0] + TIMEFRAMES[timeframe])
+                    last_close.append(span[1] + TIMEFRAMES[timeframe])
+        if not first_close:
+            raise ConfigurationError(
+                f"no file of the archive's market {self.market} can be read; first: {next(iter(self.troubles()), '')}"
+            )
+        return min(first_close), max(last_close)
+
+    def troubles(self) -> list[str]:
+        """What is wrong with files of the archive, as far as it shows without reading them."""
+        found = []
+        for symbol in sorted(self._archive.symbols):
+            for timeframe in self._archive.timeframes(symbol):
+                try:
+                    self._archive.span(symbol, timeframe)
+                except MarketDataError as error:
+                    found.append(str(error))
+        return found
 
     # ------------------------------------------------------------------- listing
     def instruments(self) -> list[Instrument]:
-        """A file that cannot be read leaves its symbol out here; asking for its candles says why."""
+        """A symbol whose file cannot be read is listed with its trouble: it is neither delisted nor forgotten."""
         now = self.now_ms()
         found = []
         for symbol in sorted(self._archive.symbols):
+            known = self._archive.symbols[symbol]
             try:
-                instrument = self._instrument(self._archive.symbols[symbol], now)
-            except MarketDataError:
-                continue
+                instrument = self._instrument(known, now)
+            except MarketDataError as error:
+                instrument = _unreadable(known, error.detail)
             if instrument is not None:
                 found.append(instrument)
         return found
@@ -82,29 +107,36 @@ class ReplayMarket:
         latest = self._latest(known.symbol, now)
         if first is None or latest is None:
             return None
-        candles, row, closed_ms = latest
-        digits = int(np.floor(np.log10(candles.close[row])))
+        opened_ms, price = first
+        closed_ms = latest[2]
+        if not (np.isfinite(price) and price > 0):
+            raise MarketDataError(
+                known.symbol, f"its first candle opens at {price}; it must be above zero: mend or remove its file"
+            )
+        digits = int(np.floor(np.log10(price)))
         is_gone = now - closed_ms > DELISTED_AFTER_MS
-        lot = Decimal(10) ** -int(np.clip(digits + 1, -6, 5))
+        lot = Decimal(10) ** -int(np.clip(digits + _FINER_LOTS, -6, 8))
         return Instrument(
             symbol=known.symbol,
             base=known.base,
             quote=known.quote,
             settle=known.quote,
             market_type="spot" if known.is_spot else "swap",
-            tick_size=Decimal(10) ** (digits - 5),
+            tick_size=Decimal(10) ** (digits - _FINER_TICKS),
             lot_size=lot,
             min_quantity=lot,
             min_notional=Decimal(5),
             max_leverage=Decimal(1) if known.is_spot else Decimal(25),
-            listed_ms=first,
+            listed_ms=opened_ms,
             delisted_ms=closed_ms if is_gone else None,
             active=not is_gone,
         )
 
-    def _first_open(self, symbol: str) -> int | None:
-        stored = (self._archive.candles(symbol, name).open_time for name in self._archive.timeframes(symbol))
-        return min((int(times[0]) for times in stored if len(times)), default=None)
+    def _first_open(self, symbol: str) -> tuple[int, float] | None:
+        """(time, price) at which the first candle of any timeframe opens, of the finest on a tie."""
+        stored = (self._archive.candles(symbol, name) for name in self._archive.timeframes(symbol))
+        firsts = [(int(candles.open_time[0]), float(candles.open[0])) for candles in stored if len(candles)]
+        return min(firsts, key=lambda first: first[0], default=None)
 
     def _latest(self, symbol: str, now: int) -> tuple[Candles, int, int] | None:
         """(candles, row, close time) of the symbol's last closed candle in any timeframe, the finest on a tie."""
@@ -153,7 +185,7 @@ class ReplayMarket:
                 try:
                     latest = self._latest(symbol, now)
                 except MarketDataError:
-                    continue  # as in `instruments`
+                    continue  # `instruments` says why
                 if latest is not None:
                     found[symbol] = _ticker(symbol, *latest)
             self._tickers = (bar, found)
@@ -166,6 +198,27 @@ class ReplayMarket:
         first = int(times.searchsorted(since_ms))
         last = min(int(times.searchsorted(self.now_ms(), side="right")), first + max(min(limit, self.page_limit), 0))
         return [FundingRate(int(times[row]), float(rates[row])) for row in range(first, last)]
+
+
+def _unreadable(known: ArchiveSymbol, why: str) -> Instrument:
+    """It may be listed or not: nobody can tell. So it has no dates, and rules that no order passes unnoticed."""
+    one = Decimal(1)
+    return Instrument(
+        symbol=known.symbol,
+        base=known.base,
+        quote=known.quote,
+        settle=known.quote,
+        market_type="spot" if known.is_spot else "swap",
+        tick_size=one,
+        lot_size=one,
+        min_quantity=one,
+        min_notional=one,
+        max_leverage=one,
+        listed_ms=None,
+        delisted_ms=None,
+        active=True,
+        trouble=why,
+    )
 
 
 def _page(candles: Candles, since_ms: int, last_open_ms: int, limit: int) -> Candles:

@@ -15,6 +15,8 @@ def wanted_source() -> str:
     """Return what the market's candles depend on: another source is another market, even under the same name."""
     if settings.EXCHANGE == "simulated":
         return f"simulated: seed={settings.SIM_SEED}, learnable={settings.SIM_LEARNABLE}"
+    if settings.EXCHANGE == "replay":
+        return f"replay: from={settings.REPLAY_FROM}"
     return str(settings.EXCHANGE)
 
 
@@ -45,7 +47,7 @@ def ensure() -> str:
         raise CommandError(
             f"This database belongs to the market {row.market} ({row.source}), but the settings name "
             f"{settings.EXCHANGE_MARKET} ({wanted_source()}). Use another DATA_DIR (or DATABASE_URL) for the new "
-            "market, or set EXCHANGE, EXCHANGE_MARKET, SIM_SEED and SIM_LEARNABLE back."
+            "market, or set EXCHANGE, EXCHANGE_MARKET, REPLAY_FROM, SIM_SEED and SIM_LEARNABLE back."
         )
     if settings.EXCHANGE == "paper":
         return ""  # market time is real time: no row

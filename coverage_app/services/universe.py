@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import transaction
 
 from coverage_app import universe
-from coverage_app.choices import RefreshTrigger
+from coverage_app.choices import BlockReason, RefreshTrigger
 from coverage_app.exceptions import UniverseError
 from coverage_app.market import market_data
 from coverage_app.models import Symbol, UniverseRefresh
@@ -21,7 +21,7 @@ from exchanges.errors import ExchangeError
 from exchanges.port import Instrument, MarketData, Ticker
 from ops_app import alerts, bulk, clock, journal, leases
 from quant.policy import HOUR_MS, MINUTE_MS, back_off_ms
-from quant.reasons import reason
+from quant.reasons import code_of, reason
 from quant.timeframes import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,14 @@ def refresh_universe(*, trigger: str = RefreshTrigger.SCHEDULED, market: str | N
         except (ExchangeError, UniverseError) as error:
             _fail(row, error)
         else:
-            alerts.resolve_alert(_alert_key(market))
+            if row.in_universe:
+                alerts.resolve_alert(_alert_key(market))
+            else:
+                alerts.raise_alert(
+                    _alert_key(market),
+                    f"Every symbol of {market} has ended, so nothing is traded any more. Is it a replay? Then its "
+                    "archive is over: start the next one with another DATA_DIR and REPLAY_FROM.",
+                )
     return row
 
 
@@ -105,7 +112,8 @@ def _apply(
     inside = {code for code, symbol in known.items() if symbol.in_universe}
     rules = universe_rules()
     why = universe.choose(instruments, tickers, rules, now_ms=to_ms(now), inside=inside, known=known.keys())
-    if all(why.values()):
+    has_ended = bool(known) and all(code_of(text) == BlockReason.DELISTED for text in why.values())
+    if all(why.values()) and not has_ended:  # what has ended is a fact, and no symbol must stay as if it traded
         raise UniverseError(universe.explain_empty(why, rules, row.market))
     listed = {instrument.symbol: _listing(instrument, tickers, why[instrument.symbol]) for instrument in instruments}
     listed |= _vanished(known, listed, now)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db.models import Sum
 
 from coverage_app import market, services
 from coverage_app.models import Block, Symbol
 from ops_app import clock
 from ops_app.clock import SimulatedClock
+from ops_app.models import Alert
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
@@ -86,6 +88,39 @@ def test_binance_spot_at_the_end_of_2023(replay: Any) -> None:
     assert 0.95 < key.history_coverage < 0.98
     # The listing of tomorrow is not known today.
     assert not Symbol.objects.filter(listed_at__gt=SPOT_MOMENT).exists()
+
+
+def test_history_begins_anew_after_a_suspension_of_28_days(replay: Any) -> None:
+    """KEYUSDT was suspended from 2023-02-10 03:00 to 2023-03-10 08:00: 90 days after that it counts again."""
+    back = dt.datetime(2023, 2, 10, 3, tzinfo=dt.UTC) + dt.timedelta(hours=677)
+    simulated = replay("binance_spot", back + dt.timedelta(days=40))
+    assert reasons()["KEY"] == {"SHORT_HISTORY"}
+    text = evidence("KEY", "SHORT_HISTORY")
+    assert "have_days=40" in text
+    assert f"since_at={back:%Y-%m-%dT%H:%MZ}, rule=history begins anew after a long gap" in text
+    assert Block.objects.open().get(symbol__base="KEY").recheck_at == back + dt.timedelta(days=90)
+    assert Symbol.objects.get(base="KEY").history_days > 700, "what is stored stays"
+    simulated.advance(dt.timedelta(days=50, minutes=10))
+    judge_everything()
+    assert reasons()["KEY"] == set()
+
+
+def test_the_end_of_an_archive_is_the_end_of_its_symbols(replay: Any) -> None:
+    simulated = replay("hyperliquid", PERPETUAL_MOMENT)
+    assert reasons()["BTC"] == set()
+    simulated.advance(dt.timedelta(days=1))
+    judge_everything()
+    assert reasons()["BTC"] == {"STALE_DATA"}
+    simulated.advance(dt.timedelta(days=30))
+    judge_everything()
+    assert all("DELISTED" in found for found in reasons().values())
+    assert not Symbol.objects.filter(in_universe=True).exists()
+    assert "Every symbol of hyperliquid has ended" in Alert.objects.get(key="universe:hyperliquid").text
+    evaluations = Symbol.objects.aggregate(sum=Sum("evaluations"))["sum"]
+    for _ in range(24):
+        simulated.advance(dt.timedelta(hours=1))
+        judge_everything()
+    assert Symbol.objects.aggregate(sum=Sum("evaluations"))["sum"] - evaluations <= 2 * Symbol.objects.count()
 
 
 def test_hyperliquid_in_the_summer_of_2025(replay: Any) -> None:

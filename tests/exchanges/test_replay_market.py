@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,11 +185,74 @@ def test_a_broken_file_stops_its_symbol_and_no_other(tmp_path: Path, clock: Cloc
     broken.write_bytes((tmp_path / "x_um" / "1h" / "AAAUSDT.parquet").read_bytes()[:-20])
     clock.now = START_MS + DAY_MS
     data = ReplayMarket(archive=tmp_path, market="x_um", now_ms=clock)
-    assert [each.symbol for each in data.instruments()] == ["AAA/USDT:USDT"]
+    good, bad = data.instruments()
+    assert (good.symbol, good.trouble) == ("AAA/USDT:USDT", "")
+    # It is listed with its trouble: one that vanished would be taken for delisted.
+    assert (bad.symbol, bad.delisted_ms) == ("BAD/USDT:USDT", None)
+    assert "BADUSDT.parquet cannot be read" in bad.trouble
+    assert data.troubles() == [f"BAD/USDT:USDT: {bad.trouble}"]
+    broken.write_bytes((tmp_path / "x_um" / "1h" / "AAAUSDT.parquet").read_bytes())
+    assert [each.trouble for each in data.instruments()] == ["", ""], "a mended file is found by the same process"
+    broken.write_bytes(b"")
+    data = ReplayMarket(archive=tmp_path, market="x_um", now_ms=clock)
     assert list(data.tickers()) == ["AAA/USDT:USDT"]
     with pytest.raises(MarketDataError, match=r"BAD/USDT:USDT: .*BADUSDT\.parquet cannot be read"):
         data.candles("BAD/USDT:USDT", "1h", 0, 10)
     assert list(data.candles_many(["AAA/USDT:USDT", "BAD/USDT:USDT"], "1h", 0, 10)) == ["AAA/USDT:USDT"]
+
+
+SOUND_ROW: dict[str, object] = {
+    "timestamp": START_MS,
+    "open": 1.0,
+    "high": 1.0,
+    "low": 1.0,
+    "close": 1.0,
+    "volume": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "row, text",
+    [
+        ({"time": 1, "price": 1.0}, "lacks the columns timestamp, open, high, low, close, volume"),
+        (SOUND_ROW | {"timestamp": "2025-01-01"}, "column timestamp holds object; it must hold whole numbers"),
+        (SOUND_ROW | {"open": "1"}, "column open holds object; it must hold numbers"),
+        (SOUND_ROW | {"open": float("nan")}, "opens at nan; it must be above zero"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_the_rule(
+    tmp_path: Path, clock: Clock, row: dict[str, object], text: str
+) -> None:
+    path = tmp_path / "x_um" / "1h" / "BADUSDT.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({name: [value] for name, value in row.items()}), path)
+    clock.now = START_MS + DAY_MS
+    (bad,) = ReplayMarket(archive=tmp_path, market="x_um", now_ms=clock).instruments()
+    assert text in bad.trouble
+
+
+def test_the_bounds_of_an_archive_come_from_its_footers(small_archive: Path, clock: Clock) -> None:
+    data = ReplayMarket(archive=small_archive, market="sim_um", now_ms=clock)
+    end = START_MS + 30 * DAY_MS
+    assert data.bounds_ms() == (end - 120 * DAY_MS + HOUR_MS, end)
+    assert data._archive._candles == {}, "no candle was read for it"
+
+
+def test_grids_stay_as_they_are_whatever_the_price_does(tmp_path: Path, clock: Clock) -> None:
+    """A position of today's lots must fit tomorrow's: else what is left is less than one lot and cannot be closed."""
+    falling = candles_of(np.arange(500), 1)
+    scale = np.geomspace(1, 1e-3, 500)
+    columns = (falling.open, falling.high, falling.low, falling.close)
+    candles = Candles(falling.open_time, *(column * scale for column in columns), falling.volume)
+    write_candles(tmp_path / "x_um" / "1h" / "AAAUSDT.parquet", candles)
+    data = ReplayMarket(archive=tmp_path, market="x_um", now_ms=clock)
+    grids = set()
+    for hours in (1, 100, 300, 500):
+        clock.now = START_MS + hours * HOUR_MS
+        (each,) = data.instruments()
+        grids.add((each.tick_size, each.lot_size, each.min_quantity))
+    assert len(grids) == 1
+    assert float(each.tick_size) < 1e-3 * candles.close[-1], "fine enough also for the last price"
 
 
 def test_unsorted_timestamps_are_named(tmp_path: Path, clock: Clock) -> None:

@@ -143,6 +143,15 @@ def test_a_replay_starts_at_its_date_and_a_wrong_date_is_named(settings) -> None
 
 
 @pytest.mark.django_db
+def test_another_start_of_a_replay_needs_another_data_folder(settings) -> None:
+    settings.EXCHANGE, settings.EXCHANGE_MARKET, settings.REPLAY_FROM = "replay", "binance_um", "2025-06-01"
+    market_clock.ensure()
+    settings.REPLAY_FROM = "2025-03-01"
+    with pytest.raises(CommandError, match=r"replay: from=2025-06-01.*from=2025-03-01.*another DATA_DIR"):
+        market_clock.ensure()
+
+
+@pytest.mark.django_db
 def test_paper_trading_has_no_row(settings) -> None:
     settings.EXCHANGE, settings.EXCHANGE_MARKET = "paper", "bybit"
     assert market_clock.ensure() == ""
