@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from exchanges.errors import ExchangeError, MarketDataError
 from exchanges.port import MarketData
 from marketdata.store import CandleStore
-from quant.candles import Candles
+from quant.candles import CandleError, Candles
 from quant.features import FeatureState, replay, step
 from quant.panel import Panel
 from quant.schema import FeatureSchema
@@ -276,6 +276,11 @@ class FeatureFeed:
         while since_ms <= until_ms and symbols:
             wanted = min(limit, (until_ms - since_ms) // self.step_ms + 1)
             for symbol, candles in self.data.candles_many(symbols, self.timeframe, since_ms, wanted).items():
+                try:
+                    candles.validate(self.step_ms)  # as before they are stored: what is not learnt is not traded
+                except CandleError as error:
+                    log.warning("candles_broken", symbol=symbol, error=str(error))
+                    continue
                 parts.setdefault(symbol, []).append(candles.between(since_ms, until_ms + self.step_ms))
             since_ms += wanted * self.step_ms
         return {symbol: Candles.concat(pieces) for symbol, pieces in parts.items()}

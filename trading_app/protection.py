@@ -31,6 +31,8 @@ from trading_app.services import record_risk
 MAX_STOP_ATTEMPTS = 2
 """Stops that a venue refuses before the position is closed by market instead (F18)."""
 EXIT_BASE_MS, EXIT_CAP_MS = 5_000, 300_000
+PATIENT_AFTER, PATIENT_CAP_MS = 20, 3_600_000
+"""More than an hour of refusals is a suspension, not a hiccup: it may last weeks, and every try leaves a row."""
 EXIT_ALERT_AFTER = 3
 FAILED = (OrderState.REJECTED, OrderState.NOT_PLACED)
 
@@ -189,7 +191,8 @@ def _close_the_rest(desk: OrderDesk, position: Position, exits: list[Order], don
         if order.filled > 0:
             break
         failures += 1
-    wait = dt.timedelta(milliseconds=back_off_ms(failures, EXIT_BASE_MS, EXIT_CAP_MS))
+    cap = EXIT_CAP_MS if failures <= PATIENT_AFTER else PATIENT_CAP_MS
+    wait = dt.timedelta(milliseconds=back_off_ms(failures, EXIT_BASE_MS, cap))
     if clock.market_now() < (last.finished_at or last.created_at) + wait:
         return
     if failures >= EXIT_ALERT_AFTER:

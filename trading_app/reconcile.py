@@ -89,6 +89,9 @@ class Reconciler:
         done.fills = self.sync_fills().new
         done.resolved = self.look_up_due(done)
         self._open_orders(done)
+        if done.orders:
+            # Filled after the fills were read: without them its position would look open, and a stop would be missed.
+            done.fills += self.sync_fills().new
         self._positions(done)
         if may_send:
             done.protection = protect(self.desk).changes

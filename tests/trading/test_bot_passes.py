@@ -11,11 +11,12 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from ops_app import leases
+from ops_app import clock, leases
 from ops_app.models import Event
 from quant.timeframes import to_ms
 from tests.factories import EPOCH
 from tests.trading.conftest import HOUR, MINUTE, StandIn, World
+from trading_app.bot import pass_interval
 from trading_app.choices import OrderPurpose, OrderState
 from trading_app.models import Bot, Decision, EquityPoint, Order, Position
 
@@ -201,3 +202,12 @@ def test_a_bar_whose_decisions_could_not_be_written_is_decided_at_the_next_pass(
     assert (report.lease, report.bar_at) == ("taken", EPOCH)
     assert Decision.objects.count() == decided + len(world.codes)
     assert not Decision.objects.filter(bar_at=EPOCH, outcome="NO_DATA").exists()
+
+
+@pytest.mark.parametrize("speed, seconds", [(1, 60.0), (60, 1.0), (900, 1.0), (3600, 0.25), (100_000, 0.1)])
+def test_passes_are_so_frequent_that_no_bar_closes_between_two_of_them(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, speed: float, seconds: float
+) -> None:
+    settings.TIMEFRAME, settings.BOT_INTERVAL = "1h", 0.0
+    monkeypatch.setattr(clock, "speed", lambda: speed)
+    assert pass_interval() == pytest.approx(seconds)

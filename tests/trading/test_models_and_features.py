@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ops_app.models import Alert
 from quant.calibration import PlattCalibration
+from quant.candles import Candles
 from quant.features import FeatureState, replay
 from quant.label_spec import LabelSpec
 from quant.model import MetaModel, Probe, fit_booster
@@ -227,3 +229,27 @@ def test_i13_a_bot_that_starts_late_computes_what_one_that_ran_all_the_time_does
     late = FeatureFeed(world.data, world.store, MARKET, "1h", schema, world.codes)
     late.rebuild(open_ms - HOUR_MS)
     assert late.advance(open_ms, late.fetch(open_ms)).features.tobytes() == row.features.tobytes()
+
+
+def test_a_broken_candle_is_not_traded_as_it_is_not_learnt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training never sees such a candle, because it is not stored: live it is missing too."""
+    runner = world.runner()
+    runner.tick()
+    broken = world.codes[0]
+    sound = world.data.candles_many
+
+    def candles_many(symbols: Any, *arguments: Any) -> dict[str, Candles]:
+        found = sound(symbols, *arguments)
+        candles = found[broken]
+        high = np.append(candles.high[:-1], candles.low[-1] / 2)
+        found[broken] = replace(candles, high=high)
+        return found
+
+    monkeypatch.setattr(world.data, "candles_many", candles_many)
+    world.sim.advance(HOUR)
+    world.keep_fresh()
+    runner.tick()
+    newest = Decision.objects.order_by("-bar_at").values_list("bar_at", flat=True)[0]
+    decisions = {row.symbol.code: row for row in Decision.objects.filter(bar_at=newest).select_related("symbol")}
+    assert (decisions[broken].outcome, decisions[broken].reason_code) == ("NO_DATA", "NO_CANDLE")
+    assert all(row.reason_code != "NO_CANDLE" for code, row in decisions.items() if code != broken)

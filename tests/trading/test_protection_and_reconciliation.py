@@ -18,6 +18,7 @@ from trading_app.choices import OrderPurpose, OrderState
 from trading_app.models import Bot, Decision, Fill, Order, Position, RiskEvent
 from trading_app.orders import account_prefix
 from trading_app.positions import apply_fills
+from trading_app.protection import close_position, protect
 
 pytestmark = pytest.mark.django_db
 
@@ -225,3 +226,51 @@ def probability_zero(world: World) -> Any:
     from tests.trading.conftest import StandIn
 
     return StandIn(world.codes, world.codes, probability=0.0)
+
+
+# --- What closes between two reads
+
+
+def test_a_stop_that_fills_between_the_fills_and_the_orders_is_no_missing_stop(world: World) -> None:
+    """A reconciliation reads fills, then orders: what is filled in between is read, not taken for unprotected."""
+    runner, position = enter(world)
+    session = runner._session
+    assert session is not None
+    minutes(world, runner, 6)
+    stop = Order.objects.get(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED)
+    filled_now = world.matching.fills_since(0)
+    place(
+        world, session.account.code_of(position.symbol_id), "sell" if position.quantity > 0 else "buy",
+        str(abs(position.quantity)), client_id="abroad", reduce_only=True,
+    )  # fmt: skip
+    closing = [fill for fill in world.matching.fills_since(0) if fill not in filled_now]
+    picture = world.matching.order_by_client_id(closing[0].symbol, "abroad")
+    assert picture is not None
+    world.venue.closed_while_reading(stop.client_order_id or "", picture, closing)
+    sent = session.desk.sent
+    session.reconciler.run()
+    position.refresh_from_db()
+    assert position.quantity == 0
+    assert session.desk.sent == sent
+    assert not RiskEvent.objects.filter(kind="stop_missing").exists()
+    assert not Alert.objects.filter(key__startswith="stop_missing").exists()
+
+
+def test_exits_that_a_suspended_symbol_refuses_are_tried_ever_more_rarely_and_for_ever(world: World) -> None:
+    runner, position = enter(world)
+    world.venue.faults = [venues.rejected] * 1000
+    session = runner._session
+    assert session is not None
+    assert close_position(session.desk, position, "TEST: why=suspended") is not None
+    for _ in range(48 * 12):
+        world.sim.advance(dt.timedelta(minutes=5))
+        protect(session.desk)
+    tries = Order.objects.filter(position=position, purpose=OrderPurpose.EXIT)
+    assert tries.filter(created_at__lte=position.opened_at + dt.timedelta(hours=1)).count() >= 12
+    assert tries.filter(created_at__gt=world.sim.now - dt.timedelta(days=1)).count() == 24
+    world.venue.faults = []
+    world.sim.advance(dt.timedelta(hours=1, minutes=1))
+    protect(session.desk)
+    session.reconciler.sync_fills()
+    position.refresh_from_db()
+    assert position.quantity == 0

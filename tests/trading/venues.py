@@ -71,6 +71,12 @@ class FaultyVenue:
         self.down = False
         self.blind_to: set[str] = set()
         self.late_fills: set[str] = set()
+        self._closed: tuple[str, VenueOrder] | None = None
+
+    def closed_while_reading(self, client_order_id: str, picture: VenueOrder, fills: list[VenueFill]) -> None:
+        """The order fills, as `picture` did, between the next look at the fills and the next one at the orders."""
+        self._closed = (client_order_id, replace(picture, client_order_id=client_order_id))
+        self.late_fills = {fill.trade_id for fill in fills}
 
     def _check(self) -> None:
         if self.down:
@@ -86,12 +92,18 @@ class FaultyVenue:
 
     def open_orders(self, symbol: str | None = None) -> list[VenueOrder]:
         self._check()
-        return self.inner.open_orders(symbol)
+        found = self.inner.open_orders(symbol)
+        if self._closed is not None:
+            self.late_fills = set()
+            found = [order for order in found if order.client_order_id != self._closed[0]]
+        return found
 
     def order_by_client_id(self, symbol: str, client_order_id: str) -> VenueOrder | None:
         self._check()
         if client_order_id in self.blind_to:
             return None
+        if self._closed is not None and client_order_id == self._closed[0]:
+            return self._closed[1]
         return self.inner.order_by_client_id(symbol, client_order_id)
 
     def fills_since(self, time_ms: int) -> list[VenueFill]:
