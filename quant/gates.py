@@ -107,7 +107,9 @@ def evaluate_gates(window: UnseenWindow, *, threshold: float, block: int, bounds
             earned.t_stat,
             bounds.min_return_t_stat,
             f"a trade earns {earned.mean:.4%} after costs, t = {earned.t_stat:.2f} over {earned.blocks} blocks "
-            f"(needs {bounds.min_return_t_stat:g})",
+            f"(needs {bounds.min_return_t_stat:g})"
+            if trades.trades
+            else "no signal reaches the threshold, so no trade earned anything",
         ),
         GateResult(
             name="calibration",

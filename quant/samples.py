@@ -19,6 +19,7 @@ from quant.panel import Panel
 from quant.reasons import reason
 from quant.regime import regime_allows
 from quant.signals import primary_side
+from quant.timeframes import from_ms
 from quant.training_spec import TrainingSpec
 
 Progress = Callable[[float, str], None]
@@ -127,7 +128,13 @@ def make_samples(panel: Panel, spec: TrainingSpec, *, progress: Progress) -> Sam
         test=test,
         symbols=tuple(name for s, name in enumerate(panel.symbols) if covered[s]),
         dropped={
-            name: reason("TOO_FEW_SAMPLES", samples=int(counts[s]), need=spec.min_symbol_samples)
+            name: reason(
+                "TOO_FEW_SAMPLES",
+                samples=int(counts[s]),
+                need=spec.min_symbol_samples,
+                rule="signals whose outcome is known before the test window",
+                test_window_from=from_ms(int(panel.open_time[test_start])),
+            )
             for s, name in enumerate(panel.symbols)
             if not covered[s]
         },
