@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
-from django.db.models import Model
-from django.http import HttpRequest
 from django_q.models import Failure, OrmQ, Schedule, Success
-from unfold.admin import ModelAdmin
 
 from ops_app.models import Alert, Event, Heartbeat, JobRun, Lease, MarketClock
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """A list and a page per row; nothing can be added, changed or deleted, whatever the role (I21)."""
-
-    actions = None
-    list_per_page = 50
-
-    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002 - Django's
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002 - Django's
-        return False
+from ops_app.pages import ReadOnlyAdmin
 
 
 @admin.register(MarketClock)

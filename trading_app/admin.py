@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from simple_history.admin import SimpleHistoryAdmin
 from unfold.admin import ModelAdmin
 
-from ops_app.admin import ReadOnlyAdmin
+from ops_app.pages import ReadOnlyAdmin
 from ops_app.people import acting_user
 from quant.reasons import reason
 from trading_app import services
@@ -18,17 +18,9 @@ from trading_app.choices import DesiredState
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot, Decision, EquityPoint, Fill, Order, Position, RiskEvent
 
-if TYPE_CHECKING:
-    from django.contrib.auth.models import User
-
 LIMITS = (
     "max_leverage", "max_position", "max_positions", "daily_loss_limit", "max_drawdown", "volatility_target",
 )  # fmt: skip
-
-
-def person(request: HttpRequest) -> User:
-    """Return who asks; the admin site lets nobody in who is not logged in."""
-    return cast("User", request.user)
 
 
 @admin.register(Bot)
@@ -72,19 +64,19 @@ class BotAdmin(SimpleHistoryAdmin, ModelAdmin):
     def pull_kill_switch(self, request: HttpRequest, queryset: QuerySet[Bot]) -> None:
         for bot in queryset:
             why = reason("MANUAL", by=acting_user(request).get_username())
-            pulled = services.pull_kill_switch(bot=bot, reason=why, user=person(request))
+            pulled = services.pull_kill_switch(bot=bot, reason=why, user=acting_user(request))
             self._say(request, f"{bot}: kill switch {'pulled' if pulled else 'was pulled already'}.", changed=pulled)
 
     @admin.action(description="Reset the kill switch", permissions=["change"])
     def reset_kill_switch(self, request: HttpRequest, queryset: QuerySet[Bot]) -> None:
         for bot in queryset:
-            opened = services.reset_kill_switch(bot=bot, user=person(request))
+            opened = services.reset_kill_switch(bot=bot, user=acting_user(request))
             self._say(request, f"{bot}: kill switch {'reset' if opened else 'was not pulled'}.", changed=opened)
 
     def _ask(self, request: HttpRequest, queryset: QuerySet[Bot], state: DesiredState) -> None:
         for bot in queryset:
             try:
-                changed = services.set_desired_state(bot=bot, state=state, user=person(request))
+                changed = services.set_desired_state(bot=bot, state=state, user=acting_user(request))
             except TradingError as error:
                 self.message_user(request, str(error), messages.ERROR)
                 continue

@@ -19,7 +19,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from coverage_app.admin import SymbolAdmin
 from coverage_app.models import Symbol
 from ops_app import journal
-from ops_app.admin import ReadOnlyAdmin
+from ops_app.pages import ReadOnlyAdmin
 from ops_app.people import acting_user
 from training_app.selectors import State, SymbolState, symbol_states
 

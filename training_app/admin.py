@@ -5,20 +5,18 @@ Rows are read only: every change is an action that calls a service and says what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.conf import settings
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
 
-from ops_app.people import acting_user
+from ops_app.pages import ReadOnlyAdmin, ReadOnlyInline, SteeredAdmin
 from training_app import activation, registry, services
 from training_app.choices import ActivationKind, RunState
 from training_app.exceptions import RunRefused, TrainingAppError
@@ -34,57 +32,17 @@ from training_app.models import (
 )
 
 
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows are written by the program. `change` rights let a person use the actions, not edit."""
-
-    list_fullwidth = True
-    list_per_page = 50
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_steer_permission(self, request: HttpRequest) -> bool:
-        """Whether this person may use the actions: the right to change rows of this table."""
-        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
-
-    def run_each(self, request: HttpRequest, rows: Iterable[Any], action: Callable[[Any, User], str]) -> None:
-        """Call `action` for each row and show what each did, or why it could not."""
-        person = acting_user(request)
-        for row in rows:
-            try:
-                self.message_user(request, action(row, person), messages.SUCCESS)
-            except TrainingAppError as error:
-                self.message_user(request, str(error), messages.WARNING)
+class TrainingAdmin(SteeredAdmin):
+    refusal = TrainingAppError
 
 
-class ReadOnlyInline(TabularInline):
-    """Rows that belong to the one that is shown."""
-
-    extra = 0
-    per_page = 50
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
+class SymbolInline(ReadOnlyInline):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         return super().get_queryset(request).select_related("symbol").order_by("symbol__code")
 
 
 @admin.register(TrainingScope)
-class TrainingScopeAdmin(ReadOnlyAdmin):
+class TrainingScopeAdmin(TrainingAdmin):
     list_display = ("key", "decision", "not_before", "failures", "new_count", "last_started")
     list_filter = ("market", "training_mode", "timeframe")
     search_fields = ("key", "symbol__code")
@@ -101,13 +59,13 @@ class TrainingScopeAdmin(ReadOnlyAdmin):
         self.run_each(request, queryset, _train)
 
 
-class RunSymbolInline(ReadOnlyInline):
+class RunSymbolInline(SymbolInline):
     model = RunSymbol
     fields = readonly_fields = ("symbol", "open", "verdict", "reason")
 
 
 @admin.register(TrainingRun)
-class TrainingRunAdmin(ReadOnlyAdmin):
+class TrainingRunAdmin(TrainingAdmin):
     list_display = (
         "id", "scope", "run_no", "state_label", "shown_progress", "trigger", "attempt", "created_at", "outcome",
     )  # fmt: skip
@@ -148,13 +106,13 @@ class TrainingRunAdmin(ReadOnlyAdmin):
         self.run_each(request, queryset, _cancel)
 
 
-class ArtifactSymbolInline(ReadOnlyInline):
+class ArtifactSymbolInline(SymbolInline):
     model = ArtifactSymbol
     fields = readonly_fields = ("symbol",)
 
 
 @admin.register(ModelArtifact)
-class ModelArtifactAdmin(ReadOnlyAdmin):
+class ModelArtifactAdmin(TrainingAdmin):
     list_display = (
         "id", "scope", "version", "gates_passed", "score", "shown_symbols", "serves", "against", "created_at",
     )  # fmt: skip
@@ -206,7 +164,7 @@ class ModelArtifactAdmin(ReadOnlyAdmin):
 
 
 @admin.register(ActiveModel)
-class ActiveModelAdmin(ReadOnlyAdmin):
+class ActiveModelAdmin(TrainingAdmin):
     list_display = ("slot", "artifact", "generation", "activated_at", "against")
     search_fields = ("slot",)
     list_select_related = ("artifact",)

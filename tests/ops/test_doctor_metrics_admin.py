@@ -17,9 +17,9 @@ from django.test import RequestFactory
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops_app import clock, doctor, doctor_checks, heartbeats, leases, market_clock, metrics
-from ops_app.admin import ReadOnlyAdmin
 from ops_app.doctor import Level
 from ops_app.models import JobRun, MarketClock
+from ops_app.pages import ReadOnlyAdmin
 from tests.ops.processes import running
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
