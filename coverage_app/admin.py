@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -10,7 +9,6 @@ from django.contrib import admin, messages
 from django.db.models import Count, Model, Prefetch, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
-from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.forms import ActionForm
 from unfold.widgets import UnfoldAdminTextInputWidget
@@ -19,37 +17,10 @@ from coverage_app import selectors, services
 from coverage_app.choices import BlockReason
 from coverage_app.exceptions import CoverageError
 from coverage_app.models import Block, Symbol, UniverseRefresh
+from ops_app.pages import ReadOnlyAdmin, SteeredAdmin
 from ops_app.people import acting_user
 
 LATEST = 20
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows are written by the program. `change` rights let a person use the actions, not edit."""
-
-    list_fullwidth = True
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_steer_permission(self, request: HttpRequest) -> bool:
-        """Whether this person may use the actions: the right to change rows of this table."""
-        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
-
-    def run_each(self, request: HttpRequest, rows: QuerySet[Any], action: Callable[[Any], services.Outcome]) -> None:
-        """Call `action` for each row and show what each did, or why it could not."""
-        for row in rows:
-            try:
-                self.message_user(request, action(row).text, messages.SUCCESS)
-            except CoverageError as error:
-                self.message_user(request, str(error), messages.WARNING)
 
 
 class OpenReasonFilter(admin.SimpleListFilter):
@@ -94,9 +65,10 @@ class WhyActionForm(ActionForm):
     )
 
 
-class SymbolAdmin(ReadOnlyAdmin):
+class SymbolAdmin(SteeredAdmin):
     """Symbols with what is known of their history and what is against them."""
 
+    refusal = CoverageError
     list_display = (
         "code", "in_universe", "shown_history", "shown_coverage", "shown_blocks", "last_candle_at",
         "next_evaluation_at",
@@ -169,13 +141,13 @@ class SymbolAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Lift all blocks", permissions=["steer"])
     def unblock(self, request: HttpRequest, queryset: QuerySet[Symbol]) -> None:
-        self.run_each(request, queryset, lambda symbol: services.unblock(symbol=symbol, user=acting_user(request)))
+        self.run_each(request, queryset, lambda symbol, user: services.unblock(symbol=symbol, user=user).text)
 
     @admin.action(description="Block until lifted (say why)", permissions=["steer"])
     def block(self, request: HttpRequest, queryset: QuerySet[Symbol]) -> None:
         why = request.POST.get("why", "")
         self.run_each(
-            request, queryset, lambda symbol: services.block_manually(symbol=symbol, user=acting_user(request), why=why)
+            request, queryset, lambda symbol, user: services.block_manually(symbol=symbol, user=user, why=why).text
         )
 
     @admin.action(description="Evaluate now", permissions=["steer"])
@@ -184,9 +156,10 @@ class SymbolAdmin(ReadOnlyAdmin):
         self.message_user(request, outcome.text, messages.SUCCESS)
 
 
-class BlockAdmin(ReadOnlyAdmin):
+class BlockAdmin(SteeredAdmin):
     """Blocks, open and closed, with their evidence."""
 
+    refusal = CoverageError
     list_display = ("symbol", "reason", "evidence", "opened_at", "recheck_at", "closed_at", "shown_closed_by")
     list_filter = (StateFilter, "reason", "permanent")
     list_select_related = ("symbol", "closed_by")
@@ -202,7 +175,7 @@ class BlockAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Lift these blocks", permissions=["steer"])
     def unblock(self, request: HttpRequest, queryset: QuerySet[Block]) -> None:
-        self.run_each(request, queryset, lambda block: services.unblock(block_id=block.pk, user=acting_user(request)))
+        self.run_each(request, queryset, lambda block, user: services.unblock(block_id=block.pk, user=user).text)
 
 
 class UniverseRefreshAdmin(ReadOnlyAdmin):
