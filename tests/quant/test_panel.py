@@ -51,7 +51,8 @@ def test_symbols_select_and_order_the_columns_and_may_be_without_candles() -> No
 
 def test_until_returns_only_bars_that_are_closed() -> None:
     panel = Panel.from_candles({"A": make([0, 1, 2])}, STEP)
-    assert [panel.until(time).n_times for time in (0, STEP - 1, STEP, 3 * STEP - 1, 3 * STEP, 9 * STEP)] == [0, 0, 1, 2, 3, 3]
+    times = (0, STEP - 1, STEP, 3 * STEP - 1, 3 * STEP, 9 * STEP)
+    assert [panel.until(time).n_times for time in times] == [0, 0, 1, 2, 3, 3]
     assert panel.row(1).open_time_ms == STEP
     assert panel.row(1).close.tolist() == panel.close[1].tolist()
     assert panel.rows(1, 3).open_time.tolist() == [STEP, 2 * STEP]
