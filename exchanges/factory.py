@@ -22,6 +22,7 @@ class ExchangeConfig:
 
     `market` is the archive's folder (replay), `simulated`, or a free name for ccxt data (`bybit_linear`).
     `ledger_path` is the account's SQLite file, or ":memory:" for an account that lives as long as its venue.
+    `receive_window_ms` (market time): requests that are older are refused; None accepts any age.
     """
 
     kind: ExchangeKind = "simulated"
@@ -36,6 +37,7 @@ class ExchangeConfig:
     ledger_path: Path | str = IN_MEMORY
     initial_balance: Decimal = Decimal(10_000)
     account: str = "main"
+    receive_window_ms: int | None = None
 
 
 def market_data(config: ExchangeConfig, now_ms: Callable[[], int]) -> MarketData:
@@ -81,4 +83,5 @@ def venue(config: ExchangeConfig, now_ms: Callable[[], int], *, data: MarketData
         ledger_path=config.ledger_path,
         account=config.account,
         initial_balance=config.initial_balance,
+        receive_window_ms=config.receive_window_ms,
     )

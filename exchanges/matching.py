@@ -125,16 +125,15 @@ class MatchingVenue:
         if refusal is not None:
             return refusal
         now = self.data.now_ms()
-        window = self._receive_window_ms
-        if window is not None and now - request.time_ms > window:
-            return Rejected(
-                "STALE_REQUEST", f"the request is {now - request.time_ms} ms old, the window is {window} ms"
-            )
         instrument = self._replayer.instrument(request.symbol)
         if instrument is None:
             return Rejected("UNKNOWN_SYMBOL", f"{request.symbol} is not listed; see instruments()")
         liquidity = self._liquidity(request.symbol, now)
         with self._synchronised(), self._book.transaction():
+            # Only behind the ledger's lock: a process that is frozen before it must not pass when it wakes (B4).
+            age, window = self.data.now_ms() - request.time_ms, self._receive_window_ms
+            if window is not None and age > window:
+                return Rejected("STALE_REQUEST", f"the request is {age} ms old, the window is {window} ms")
             if self._book.find(request.client_order_id) is not None:
                 return Rejected(DUPLICATE, f"client order id {request.client_order_id} exists: look it up")
             ticker = self._tickers().get(request.symbol)

@@ -44,7 +44,7 @@ FETCH_RETRY_SECONDS = 2.0
 
 
 class BarTakenError(Exception):
-    """Another process decided this bar: nothing of ours is written."""
+    """Another process decided this bar, or a person intervened while it was decided: nothing of ours is written."""
 
 
 @dataclass(slots=True)
@@ -312,13 +312,19 @@ class BarTrader:
         leases.keep(desk.account.lease)
         with transaction.atomic():
             leases.held(desk.account.lease)
-            unchanged = Bot.objects.filter(pk=self.bot.pk)
+            # What people ask for was read when the pass began, and a replay takes its time: a kill switch that was
+            # pulled meanwhile holds for this bar too.
+            asked = {"desired_state": self.bot.desired_state, "kill_switch_at__isnull": self.bot.kill_switch_at is None}
+            unchanged = Bot.objects.filter(pk=self.bot.pk, **asked)
             unchanged = unchanged.filter(last_bar_at=before) if before else unchanged.filter(last_bar_at__isnull=True)
             taken = unchanged.update(
                 last_bar_at=bar_at, missed_bars=F("missed_bars") + missed, entries_blocked=blocked[:300]
             )
             if taken != 1:
-                raise BarTakenError(f"bar {bar_at:%Y-%m-%d %H:%M} of {self.bot.name} was decided by another process")
+                raise BarTakenError(
+                    f"bar {bar_at:%Y-%m-%d %H:%M} of {self.bot.name}: another process decided it, or a person asked "
+                    "for something else meanwhile; the next pass sees which"
+                )
             if missed:
                 journal.record(
                     "bars_missed",

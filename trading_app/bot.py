@@ -131,6 +131,10 @@ class BotRunner:
             leases.release(session.account.lease)  # if it is ours still, the next pass begins anew with a larger token
             self._session = None
             report.lease = "lost"
+        except DatabaseError:
+            # What was sent may not be in the tables: the next pass reads all, and protects what it finds (F29, I18).
+            session.reconcile_at = None
+            raise
         finally:
             report.orders_sent = session.desk.sent - sent_before
         return report

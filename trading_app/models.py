@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 from simple_history.models import HistoricalRecords
 
 from coverage_app.models import Symbol
+from quant.risk import RiskLimits
+from quant.sizing import SizingSpec
 from trading_app.choices import BotMode, DesiredState, FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.querysets import OrderQuerySet, PositionQuerySet
 from training_app.models import ModelArtifact
@@ -66,6 +72,29 @@ class Bot(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Refuse limits that the engine would refuse: a person's typing error must not stop the bot and its exits."""
+        super().clean()
+        limits: dict[str, Callable[[Any], object]] = {
+            "max_leverage": lambda value: RiskLimits(max_leverage=value),
+            "max_position": lambda value: RiskLimits(max_position_fraction=value),
+            "max_positions": lambda value: RiskLimits(max_open_positions=value),
+            "daily_loss_limit": lambda value: RiskLimits(daily_loss_fraction=value),
+            "max_drawdown": lambda value: RiskLimits(max_drawdown_fraction=value),
+            "volatility_target": lambda value: SizingSpec(daily_volatility_target=value),
+        }
+        errors = {}
+        for name, check in limits.items():
+            value = getattr(self, name)
+            if value is None:  # the field has said so already
+                continue
+            try:
+                check(value)
+            except ValueError as error:
+                errors[name] = f"{error}."
+        if errors:
+            raise ValidationError(errors)
 
 
 class Decision(models.Model):

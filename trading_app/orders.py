@@ -47,12 +47,10 @@ from trading_app.choices import (
 )
 from trading_app.exceptions import OrderStateError
 from trading_app.models import Bot, Decision, Order, Position
-from trading_app.venue import Account
+from trading_app.venue import RECEIVE_WINDOW, Account
 
 log = structlog.get_logger(__name__)
 
-RECEIVE_WINDOW = dt.timedelta(seconds=5)
-"""The venue refuses a request that is older: what a frozen process sends after waking cannot be accepted (B4)."""
 CLOCK_SKEW = dt.timedelta(seconds=1)
 SETTLE = dt.timedelta(seconds=30)
 """An order that the venue does not know this long after it was sent was never placed."""
@@ -245,9 +243,11 @@ class OrderDesk:
         if state == order.state and not changes:
             return False
         was_unknown = order.state == OrderState.UNKNOWN
-        move(order, state, **changes)
-        if was_unknown:
-            self.resolved(order, reason("FOUND", state=state, filled=filled))
+        # One transaction: nobody looks at a known order again, so its block would stay for ever after a kill between.
+        with transaction.atomic():
+            move(order, state, **changes)
+            if was_unknown:
+                self.resolved(order, reason("FOUND", state=state, filled=filled))
         return True
 
     def look_up(self, order: Order) -> bool:
@@ -271,8 +271,9 @@ class OrderDesk:
         if now < sent_at + SETTLE or order.lookups + 1 < MIN_LOOKUPS or self._has_fill(order, sent_at):
             self._look_again(order)
             return False
-        move(order, OrderState.NOT_PLACED, reason=f"NOT_PLACED: lookups={order.lookups + 1} | {order.reason}"[:300])
-        self.resolved(order, reason("NOT_PLACED", lookups=order.lookups + 1, settle_seconds=SETTLE.seconds))
+        with transaction.atomic():  # as in `apply_evidence`
+            move(order, OrderState.NOT_PLACED, reason=f"NOT_PLACED: lookups={order.lookups + 1} | {order.reason}"[:300])
+            self.resolved(order, reason("NOT_PLACED", lookups=order.lookups + 1, settle_seconds=SETTLE.seconds))
         return True
 
     def _has_fill(self, order: Order, sent_at: dt.datetime) -> bool:

@@ -15,7 +15,8 @@ from ops_app.leases import LeaseToken
 from ops_app.models import Lease
 from trading_app.exceptions import AccountBusyError
 from trading_app.models import Bot
-from trading_app.orders import CLOCK_SKEW, RECEIVE_WINDOW
+from trading_app.orders import CLOCK_SKEW
+from trading_app.venue import RECEIVE_WINDOW
 
 log = structlog.get_logger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass, field, replace
 
 from django.conf import settings
@@ -13,6 +14,9 @@ from exchanges.port import Instrument, MarketData, Venue
 from ops_app import clock
 from ops_app.leases import LeaseToken
 from trading_app.models import Bot
+
+RECEIVE_WINDOW = dt.timedelta(seconds=5)
+"""Real time. The venue refuses an older request: what a frozen process sends after waking is not accepted (B4)."""
 
 
 @dataclass(slots=True)
@@ -45,5 +49,8 @@ def open_venue(bot: Bot, data: MarketData) -> Venue:
     settings.LEDGER_DIR.mkdir(parents=True, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "_" for letter in bot.account)
     ledger = settings.LEDGER_DIR / f"{name}.sqlite3"
-    config = replace(exchange_config(), market=bot.market, ledger_path=ledger, account=bot.account)
+    config = replace(
+        exchange_config(), market=bot.market, ledger_path=ledger, account=bot.account,
+        receive_window_ms=round(RECEIVE_WINDOW.total_seconds() * 1000 * clock.speed()),  # requests bear market time
+    )  # fmt: skip
     return make_venue(config, clock.market_now_ms, data=data)

@@ -152,7 +152,7 @@ OPTIONS: tuple[Option, ...] = (
     # --- trading
     Option("BOT_NAME", "main", text, "Name of the bot that runall starts."),
     Option("BOT_INTERVAL", 0.0, number(0, 3600), "Real seconds between passes; 0: 60 s of market time, at least 1 s."),
-    Option("BOT_LEASE_SECONDS", 20, integer(5, 600), "Lease of an account (I15)."),
+    Option("BOT_LEASE_SECONDS", 20, integer(10, 600), "Lease of an account (I15)."),
     Option("RISK_MAX_LEVERAGE", 2.0, number(0, 100), "Gross exposure / equity at most."),
     Option("RISK_MAX_POSITION", 0.2, number(0, 10), "Notional of one position / equity at most."),
     Option("RISK_MAX_POSITIONS", 10, integer(1, 1000), "Open positions at most."),
