@@ -47,6 +47,9 @@ def request_activation(
         raise ActivationRefused(f"{artifact} cannot serve {slot}: " + "; ".join(each.text for each in against))
     try:
         with transaction.atomic():
+            # As `activate` does first: PostgreSQL would let a request slip in between its look and its own row, and
+            # the result of a whole training would be refused for it.
+            list(GenerationCounter.objects.select_for_update().filter(pk=1))
             requested = Activation.objects.create(
                 slot=slot,
                 artifact=artifact,
