@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         part.mkdir()
         setattr(settings, name, part)
     settings.DATA_DIR = folder
+    _let_transactions_idle(settings.DATABASES["default"])
+
+
+def _let_transactions_idle(database: dict[str, Any]) -> None:
+    """A test is one transaction, in which compiling a kernel may take longer than a frozen process is waited for."""
+    options = database.get("OPTIONS", {})
+    if "options" in options:
+        options["options"] += " -c idle_in_transaction_session_timeout=0"
 
 
 # --- Real candles ---

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import Group, User
+from django.core.management.color import no_style
+from django.db import connection
 from django.test import Client
 from rest_framework.authtoken.models import Token
 from rest_framework.test import APIClient
@@ -76,6 +79,14 @@ def call(people: dict[str, User]) -> Callable[[str], APIClient]:
     return with_token
 
 
+def count_on_from_given_ids() -> None:
+    """PostgreSQL counts in a sequence, which does not see ids that were given."""
+    models = [model for model in apps.get_models() if model._meta.managed]
+    with connection.cursor() as cursor:
+        for statement in connection.ops.sequence_reset_sql(no_style(), models):
+            cursor.execute(statement)
+
+
 @pytest.fixture
 def world(now: clock.SimulatedClock) -> World:
     symbol = make.SymbolFactory(pk=1, code="AAA/USDT:USDT")
@@ -98,4 +109,5 @@ def world(now: clock.SimulatedClock) -> World:
     )  # fmt: skip
     make.UniverseRefreshFactory(pk=1)
     make.EventFactory(pk=1)
+    count_on_from_given_ids()
     return World(symbol=symbol, block=block, run=run, artifact=artifact, active=active, bot=bot)

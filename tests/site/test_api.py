@@ -268,7 +268,6 @@ def test_every_answer_conforms_to_the_schema_and_none_is_a_server_error(world: W
     assert len(tried) > 30
 
 
-@pytest.mark.django_db
 def test_the_committed_schema_is_the_generated_one(tmp_path: Any) -> None:
     fresh = tmp_path / "openapi.yaml"
     call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(fresh))

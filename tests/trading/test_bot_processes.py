@@ -229,6 +229,33 @@ def all_protected() -> bool:
     return {stop.position_id for stop in stops} == {position.pk for position in open_positions}
 
 
+def freeze(process: subprocess.Popen[str]) -> None:
+    """Stop it between two transactions: inside one it would keep SQLite locked for as long as it is frozen."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        process.send_signal(signal.SIGSTOP)
+        if not somebody_holds_a_lock():
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.03)
+    raise AssertionError(f"it was in a transaction for {PATIENCE} s")
+
+
+def somebody_holds_a_lock() -> bool:
+    if connection.vendor == "sqlite":
+        with closing(sqlite3.connect(connection.settings_dict["NAME"], timeout=0.5, isolation_level=None)) as file:
+            try:
+                file.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            file.execute("ROLLBACK")
+            return False
+    others = "datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {others})")
+        return bool(cursor.fetchone()[0])
+
+
 def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(processes: Processes) -> None:
     first = processes.start()
     processes.says(first, lambda report: report["lease"] == "held")
@@ -242,7 +269,7 @@ def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(pro
 def test_i15_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
     first = processes.start()
     processes.pass_hours(lambda: Order.objects.filter(purpose=OrderPurpose.STOP).exists())
-    first.send_signal(signal.SIGSTOP)
+    freeze(first)
     second = processes.start()
     processes.says(second, lambda report: report["lease"] == "taken")
     processes.says(second, lambda report: report["lease"] == "held" and not report["waiting"])
