@@ -59,6 +59,7 @@ class BarTrader:
     balance: Balance | None = field(init=False, default=None)
     two_bots: str | None = field(init=False, default=None)
     _fetch_at: float = field(init=False, default=float("-inf"))
+    _clock_behind: bool = field(init=False, default=False)
 
     @property
     def step_ms(self) -> int:
@@ -97,6 +98,7 @@ class BarTrader:
         now_ms = clock.market_now_ms()
         open_ms = last_closed_open_ms(now_ms, self.step_ms)
         if self.bot.last_bar_at is not None and to_ms(self.bot.last_bar_at) >= open_ms:
+            self._watch_clock(open_ms, report)
             return False
         arrived = self._arrivals(open_ms, now_ms, report)
         if arrived is None:
@@ -118,6 +120,27 @@ class BarTrader:
         for order in orders:
             desk.send(order)
         return bool(orders)
+
+    def _watch_clock(self, open_ms: int, report: TickReport) -> None:
+        """Say so when the decided bar is not closed yet: the clock ran ahead and came back, as after a bad NTP answer.
+
+        Its bars were decided, so nothing is decided until they close; the stops at the exchange hold meanwhile.
+        """
+        decided = self.bot.last_bar_at
+        behind = decided is not None and to_ms(decided) > open_ms
+        if behind == self._clock_behind:
+            return
+        self._clock_behind = behind
+        if not behind:
+            alerts.resolve_alert(f"clock:{self.bot.name}")
+            return
+        report.waiting = reason("CLOCK_BEHIND", decided=decided, newest_closed_at_ms=open_ms)
+        alerts.raise_alert(
+            f"clock:{self.bot.name}",
+            f"{self.bot.name}: the clock was ahead and came back. Bars up to {decided:%Y-%m-%d %H:%M} are decided: "
+            "until then only the stops at the exchange protect. Check the host's time; close by hand if that is long.",
+            Severity.CRITICAL,
+        )
 
     def _arrivals(self, open_ms: int, now_ms: int, report: TickReport) -> Mapping[str, Candles] | None:
         """Return what arrived; None: wait a little longer for what is late."""

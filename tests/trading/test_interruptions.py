@@ -17,7 +17,7 @@ from coverage_app.models import Block
 from exchanges.matching import MatchingVenue
 from exchanges.port import Ack, OrderRequest, Rejected
 from ops_app import clock
-from ops_app.models import MarketClock
+from ops_app.models import Alert, MarketClock
 from quant.candles import Candles
 from quant.timeframes import from_ms, to_ms
 from tests.factories import EPOCH, MARKET
@@ -25,6 +25,7 @@ from tests.trading import venues
 from tests.trading.conftest import World
 from trading_app import services
 from trading_app.bar import BarTrader
+from trading_app.bot import BotRunner
 from trading_app.choices import OrderPurpose, OrderState
 from trading_app.deciding import Outgoing
 from trading_app.models import Bot, Decision, Order, Position
@@ -36,6 +37,17 @@ pytestmark = pytest.mark.django_db
 
 class Killed(BaseException):
     """Stands for kill -9: nothing in the code catches it."""
+
+
+def tick_for_minutes(world: World, runner: BotRunner) -> None:
+    for _ in range(30):
+        world.sim.advance(dt.timedelta(seconds=10))
+        runner.tick()
+
+
+def enter(world: World, runner: BotRunner) -> None:
+    if not runner.tick().entries:
+        world.until_entry(runner)
 
 
 @pytest.mark.parametrize("fault", [venues.lost_answer, venues.lost_request])
@@ -55,9 +67,7 @@ def test_a_kill_between_the_evidence_and_the_end_of_its_block_leaves_no_block_fo
         assert block.closed_at is None
         patch.setattr(coverage, "close_blocks", die)
         with pytest.raises(Killed):
-            for _ in range(30):
-                world.sim.advance(dt.timedelta(seconds=10))
-                runner.tick()
+            tick_for_minutes(world, runner)
     runner.release()
     again = world.runner()
     for _ in range(30):
@@ -78,8 +88,7 @@ def test_f29_i18_a_position_whose_order_could_not_be_written_is_protected_by_the
     with monkeypatch.context() as patch:
         patch.setattr(OrderDesk, "apply_outcome", fail)
         with pytest.raises(OperationalError):
-            if not runner.tick().entries:
-                world.until_entry(runner)
+            enter(world, runner)
     assert world.matching.positions(), "the exchange has the position, the tables do not know it"
     for _ in range(2):
         world.sim.advance(dt.timedelta(seconds=5))
@@ -160,7 +169,7 @@ def test_the_receive_window_is_real_time_also_on_a_fast_clock(world: World, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "name, value",
     [
         ("max_leverage", 0.0), ("max_position", -0.1), ("max_positions", 0), ("daily_loss_limit", 1.0),
         ("max_drawdown", 0.0), ("volatility_target", 0.0),
@@ -190,3 +199,24 @@ def test_the_shortest_lease_that_may_be_set_outlives_the_receive_window(world: W
         assert seconds * 2 / 3 > RECEIVE_WINDOW.total_seconds()
         break
     assert django_settings.BOT_LEASE_SECONDS > 7.5
+
+
+def test_a_clock_that_ran_ahead_and_came_back_is_said_once_and_over_when_the_bars_close(world: World) -> None:
+    runner = world.runner()
+    runner.tick()
+    decided = Bot.objects.get().last_bar_at
+    assert decided is not None
+    ahead = decided + dt.timedelta(days=1)
+    Bot.objects.update(last_bar_at=ahead)
+    world.sim.advance(dt.timedelta(minutes=1))
+    assert runner.tick().waiting.startswith("CLOCK_BEHIND: decided=")
+    world.sim.advance(dt.timedelta(minutes=1))
+    runner.tick()
+    alert = Alert.objects.get(key__startswith="clock:")
+    assert alert.severity == "critical"
+    assert f"{ahead:%Y-%m-%d %H:%M}" in alert.text
+    assert alert.resolved_at is None
+    Bot.objects.update(last_bar_at=decided)
+    world.sim.advance(dt.timedelta(minutes=1))
+    runner.tick()
+    assert Alert.objects.get(pk=alert.pk).resolved_at is not None
