@@ -333,8 +333,8 @@ class BotRunner:
             try:
                 report = self.tick()
                 failures = 0
-                if not report.idle:
-                    log.info("tick", report=str(report))
+                if not report.idle and (said := str(report)):
+                    log.info("tick", report=said)
             except DatabaseError:
                 # Not being able to write means not being able to send: wait, the stops are at the exchange (F28).
                 failures += 1

@@ -87,7 +87,8 @@ def pull_kill_switch(*, bot: Bot, reason: str, user: User | None = None) -> bool
             text=f"Kill switch of {row.name} pulled: {reason}. No entries until a person resets it.",
         )  # fmt: skip
         alerts.raise_alert(
-            _alert_key(row), f"Kill switch of {row.name}: {reason}. Look at the positions, then reset it in the admin.",
+            _alert_key(row),
+            f"Kill switch of {row.name}: {reason}. Look at the positions, then reset it on the dashboard.",
             Severity.CRITICAL,
         )  # fmt: skip
     bot.kill_switch_at, bot.kill_switch_reason = row.kill_switch_at, row.kill_switch_reason
@@ -108,7 +109,9 @@ def reset_kill_switch(*, bot: Bot, user: User) -> bool:
             return False
         was = row.kill_switch_reason
         row.kill_switch_at, row.kill_switch_reason, row.peak_equity = None, "", None
-        _save_by_person(row, ["kill_switch_at", "kill_switch_reason", "peak_equity"], user=user, why=f"reset: {was}")
+        row.entries_blocked = ""  # what the last bar said; the next bar says what else stops entries
+        changed = ["kill_switch_at", "kill_switch_reason", "peak_equity", "entries_blocked"]
+        _save_by_person(row, changed, user=user, why=f"reset: {was}")
         _record(
             row, RiskKind.KILL_SWITCH_RESET, reason_text("RESET", was=was), user=user, severity=Severity.WARNING,
             text=f"Kill switch of {row.name} reset by {user.get_username()}. It was: {was}",

@@ -92,6 +92,11 @@ def equity_chart() -> dict[str, Any]:
     }
 
 
+def _texts(state: training.SymbolState) -> list[str]:
+    """Return what a search looks in: the code, the sentence that is shown, and every open block."""
+    return [state.code, state.evidence, *(f"{block.reason} {block.evidence}" for block in state.blocks)]
+
+
 def symbol_list(*, state: str, query: str, page: str) -> dict[str, Any]:
     """Return a page of the states of the symbols that match, and how many there are of each state."""
     states = training.symbol_states()
@@ -99,8 +104,7 @@ def symbol_list(*, state: str, query: str, page: str) -> dict[str, Any]:
     shown = [
         each
         for each in states
-        if (not state or each.state == state)
-        and (not words or words in each.code.upper() or words in each.evidence.upper())
+        if (not state or each.state == state) and (not words or any(words in text.upper() for text in _texts(each)))
     ]
     counts = training.state_counts(states)
     return {

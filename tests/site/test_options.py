@@ -1,5 +1,8 @@
 """Wrong settings are refused at once, each with its name, its value, the rule and the fix."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,18 @@ def test_rules_between_settings(environment: dict[str, str], message: str) -> No
 def test_every_prefix_belongs_to_a_setting() -> None:
     for prefix in PREFIXES:
         assert any(option.name.startswith(prefix) for option in OPTIONS), prefix
+
+
+def test_a_wrong_setting_is_told_in_a_sentence_without_a_traceback() -> None:
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=root,
+        env={**os.environ, "SIM_SPED": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode != 0
+    assert "SIM_SPED is not a setting: did you mean SIM_SPEED?" in ran.stderr
+    assert "Traceback" not in ran.stderr
