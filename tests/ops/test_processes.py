@@ -58,7 +58,9 @@ def test_a_child_listens_to_sigterm_though_its_parent_ignores_it_and_has_its_nic
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_first_signal_asks_and_the_second_forces() -> None:
+def test_the_first_signal_asks_and_the_second_forces(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     asked: list[bool] = []
     with process.on_stop(lambda: asked.append(True)):
         os.kill(os.getpid(), signal.SIGINT)

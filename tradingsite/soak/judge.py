@@ -22,6 +22,7 @@ class LoopJudge:
     _evaluated: dict[str, dt.datetime] = field(default_factory=dict)
     _training: dict[str, str] = field(default_factory=dict)
     _generation: int = 0
+    _ready_at: dt.datetime | None = None
     _first_bar: dt.datetime | None = None
     _bars: int = 0
 
@@ -52,6 +53,7 @@ class LoopJudge:
         if generation <= self._generation:
             self.violations.append(f"I9: a model was loaded at {at:%Y-%m-%d %H:%M} without a new generation")
         self._generation = max(self._generation, generation)
+        self._ready_at = self._ready_at or at
 
     def decided(self, bar_at: dt.datetime) -> None:
         """Take note of a decided bar; call it from the first bar with a model on."""
@@ -60,7 +62,11 @@ class LoopJudge:
 
     def bars_due(self, last_bar: dt.datetime) -> None:
         """Say which bar should have been decided last; every one since the first must have been."""
-        if self._first_bar is None or last_bar < self._first_bar:
+        if self._first_bar is None:
+            if self._ready_at is not None and last_bar >= self._ready_at:
+                self.violations.append(f"none of the bars since {self._ready_at}, when a model was there, was decided")
+            return
+        if last_bar < self._first_bar:
             return
         expected = (last_bar - self._first_bar) // self.bar + 1
         if self._bars < expected:
