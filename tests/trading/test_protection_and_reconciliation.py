@@ -146,7 +146,7 @@ def test_f19_a_stop_that_filled_while_the_bot_was_down_closes_the_position_at_it
         if not held:
             break
     else:
-        pytest.skip("the stop was never touched in this simulated history")
+        pytest.fail("the stop was never touched in this simulated history")
     world.keep_fresh()
     world.runner().tick()
     position.refresh_from_db()
