@@ -132,7 +132,7 @@ def test_i14_a_run_reads_nothing_newer_than_its_cut_off(
     (panel,) = seen
     newest_close = np.datetime64(int(panel.open_time[-1]) + panel.step_ms, "ms")
     claimed_at = np.datetime64(sim.now.replace(tzinfo=None), "ms")
-    assert np.timedelta64(0) <= claimed_at - newest_close < np.timedelta64(1, "h")
+    assert np.timedelta64(0, "ms") <= claimed_at - newest_close < np.timedelta64(1, "h")
     artifact = ModelArtifact.objects.get()
     assert artifact.data_end <= sim.now
     assert artifact.data_hash == panel.content_hash()
