@@ -278,6 +278,7 @@ jobs.seed_schedules()
 def test_i8_s1_four_racing_processes_seed_each_schedule_once(data_dir: Path) -> None:
     """Without the unique index: 34-51 rows instead of 20 (locks.md)."""
     import sqlite3
+    from contextlib import closing
 
     racers = [
         subprocess.Popen(
@@ -293,7 +294,7 @@ def test_i8_s1_four_racing_processes_seed_each_schedule_once(data_dir: Path) -> 
     for racer in racers:
         _, errors = racer.communicate(timeout=240)
         assert racer.returncode == 0, errors
-    with sqlite3.connect(data_dir / "db.sqlite3") as database:
+    with closing(sqlite3.connect(data_dir / "db.sqlite3")) as database:
         rows = database.execute("SELECT COUNT(*) FROM django_q_schedule WHERE name LIKE 'race.%'").fetchone()
     assert rows == (20,)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def ready(program: Program) -> dict[str, int]:
 
 def messages(data_dir: Path, function: str) -> int:
     """Return how many failures of the function the queue has stored."""
-    with sqlite3.connect(data_dir / "db.sqlite3") as database:
+    with closing(sqlite3.connect(data_dir / "db.sqlite3")) as database:
         return int(database.execute("SELECT COUNT(*) FROM django_q_task WHERE func = ?", [function]).fetchone()[0])
 
 
@@ -114,7 +115,7 @@ def test_q5_nothing_that_hangs_after_a_fork_is_imported_before_it(data_dir: Path
 
 def test_a_cluster_says_that_it_lives_until_it_is_stopped(data_dir: Path) -> None:
     def beats() -> list[str]:
-        with sqlite3.connect(data_dir / "db.sqlite3") as database:
+        with closing(sqlite3.connect(data_dir / "db.sqlite3")) as database:
             return [name for (name,) in database.execute("SELECT name FROM ops_app_heartbeat")]
 
     with running("qworker", "--name", "worker of a test", data_dir=data_dir) as cluster:
