@@ -47,7 +47,9 @@ def run_pytest(folder: Path, sources: dict[str, str], *arguments: str, ci: str) 
     shutil.copy(ROOT / "tests" / "conftest.py", folder)
     for name, source in sources.items():
         (folder / name).write_text(source)
-    environ = {name: value for name, value in os.environ.items() if name not in {"CI", "DATABASE_URL", "PYTEST_ADDOPTS"}}
+    environ = {
+        name: value for name, value in os.environ.items() if name not in {"CI", "DATABASE_URL", "PYTEST_ADDOPTS"}
+    }
     # Only the plugins that matter here: importing all of them takes seconds.
     environ |= {"CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     plugins = ["-p", "pytest_django.plugin", "-p", "pytest_socket", "-p", "no:cacheprovider"]
