@@ -109,6 +109,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("WEB_WORKERS", 2, integer(1, 64), "Web server processes."),
     Option("QUEUE_WORKERS", 2, integer(1, 64), "Worker processes for light tasks (universe, candles, coverage)."),
     Option("TRAINING_WORKERS", 1, integer(1, 64), "Trainings at the same time on this host."),
+    Option("HOST_CORES", 0, integer(0, 1024), "Cores that this host's trainings share; 0: all that it may use."),
+    Option("HOST_MEMORY_MB", 0, integer(0, 2**30), "Memory that they share; 0: 3/4 of the machine or container."),
     Option("LOG_LEVEL", "info", choice("debug", "info", "warning", "error"), "Least level that is logged."),
     Option("LOG_FORMAT", "console", choice("console", "json"), "Log lines for people or for machines."),
     Option("ALERT_URLS", (), words, "apprise URLs that alerts are sent to; empty: alerts are only shown.", secret=True),
@@ -162,7 +164,8 @@ OPTIONS: tuple[Option, ...] = (
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
-    "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_",
+    "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "HOST_CORES", "HOST_MEMORY",
+    "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_",
     "RISK_", "SIM_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
 RETIRED_HINT = "see `python3 run.py manage options`"
