@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
-INNER = "SOAK_INNER"
+from ops_app import own_database
 
 
 class Command(BaseCommand):
@@ -36,8 +33,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
     def handle(self, **options: Any) -> None:
-        if os.environ.get(INNER) != "1":
-            self._restart_on_an_own_database(options)
+        if not own_database.is_own("soak"):
+            own_database.restart_on_own_database("soak", own_settings(options))
         call_command("migrate", verbosity=0)
         from tradingsite.soak.driver import Soak
         from tradingsite.soak.report import Day
@@ -58,32 +55,24 @@ class Command(BaseCommand):
         if not report.ok:
             sys.exit(1)
 
-    def _restart_on_an_own_database(self, options: dict[str, Any]) -> None:
-        """Settings are read once per process: become a process whose data folder is temporary."""
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-            environment = {
-                **os.environ,
-                INNER: "1",
-                "DATA_DIR": folder,
-                "DATABASE_URL": "",
-                "REDIS_URL": "",
-                "EXCHANGE": "simulated",
-                "EXCHANGE_MARKET": "",
-                "SIM_SYMBOLS": str(options["symbols"]),
-                "SIM_SEED": str(options["seed"]),
-                "SIM_SPEED": "1",  # the simulated clock is the real one here
-                "SIM_LEARNABLE": "0" if options["null"] else "1",
-                "UNIVERSE_MAX_SYMBOLS": str(options["symbols"] + 50),
-                "HISTORY_TARGET_DAYS": "150",
-                "TRAIN_TREES": "60",
-                "TRAIN_THREADS": "1",
-                # A pass is a minute: shorter leases would lapse between passes, although nobody was late.
-                "BOT_LEASE_SECONDS": "150",
-                "TRAIN_LEASE_SECONDS": "150",
-                "LOG_LEVEL": os.environ.get("LOG_LEVEL", "error"),
-            }
-            sys.stdout.flush()
-            sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+
+def own_settings(options: dict[str, Any]) -> dict[str, str]:
+    """Return what the process that soaks needs in its environment, beside a database of its own."""
+    return {
+        "EXCHANGE": "simulated",
+        "EXCHANGE_MARKET": "",
+        "SIM_SYMBOLS": str(options["symbols"]),
+        "SIM_SEED": str(options["seed"]),
+        "SIM_SPEED": "1",  # the simulated clock is the real one here
+        "SIM_LEARNABLE": "0" if options["null"] else "1",
+        "UNIVERSE_MAX_SYMBOLS": str(options["symbols"] + 50),
+        "HISTORY_TARGET_DAYS": "150",
+        "TRAIN_TREES": "60",
+        "TRAIN_THREADS": "1",
+        # A pass is a minute: shorter leases would lapse between passes, although nobody was late.
+        "BOT_LEASE_SECONDS": "150",
+        "TRAIN_LEASE_SECONDS": "150",
+    }
 
 
 def positive(text: str) -> int:
