@@ -23,11 +23,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "installed.json"
-RUNTIME, SCALE, DEVELOPMENT = "requirements.txt", "requirements-scale.txt", "requirements-dev.txt"
+RUNTIME, SCALE, DASK = "requirements.txt", "requirements-scale.txt", "requirements-dask.txt"
+DEVELOPMENT = "requirements-dev.txt"
 #: Locks whose libraries another lock contains, in the same versions (a test compares them).
-CONTAINED = {DEVELOPMENT: (RUNTIME, SCALE)}
-#: Settings that name a server whose client library is in SCALE.
-SERVER_SETTINGS = ("DATABASE_URL", "DATABASE_URL_FILE", "REDIS_URL", "REDIS_URL_FILE")
+CONTAINED = {DEVELOPMENT: (RUNTIME, SCALE, DASK)}
+#: Locks that only some need: the settings (or their NAME_FILE) that name a server whose client library is in them.
+EXTRAS = {SCALE: ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"), DASK: ("DASK_SCHEDULER",)}
 #: Arguments of a test run without arguments: all tests, one process per core. Tests of a file share what they prepare.
 ALL_TESTS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 
@@ -55,19 +56,17 @@ def say(message: str) -> None:
 # --- What is wanted ---
 
 
-def names_a_server(environ: Mapping[str, str], env_file: Path) -> bool:
-    """Tell whether the settings (the environment, or the file `.env`) name a PostgreSQL or Redis server."""
-    if any(environ.get(name) for name in SERVER_SETTINGS):
-        return True
+def wanted_extras(environ: Mapping[str, str], env_file: Path) -> tuple[str, ...]:
+    """Return the locks of EXTRAS for which a setting is given, in the environment or in the file `.env`."""
     text = env_file.read_text(encoding="utf-8") if env_file.exists() else ""
-    return re.search(rf"^[ \t]*({'|'.join(SERVER_SETTINGS)})[ \t]*=[ \t]*\S", text, re.MULTILINE) is not None
+    in_file = set(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*\S", text, re.MULTILINE))
+    given = in_file | {name for name, value in environ.items() if value}
+    return tuple(lock for lock, names in EXTRAS.items() if given & {*names, *(f"{name}_FILE" for name in names)})
 
 
-def wanted_locks(command: str | None, *, with_servers: bool) -> tuple[str, ...]:
+def wanted_locks(command: str | None, *, extras: tuple[str, ...]) -> tuple[str, ...]:
     """Return the lock files that `command` needs; the clients of servers only where the settings name one."""
-    if command == "test":
-        return (DEVELOPMENT,)
-    return (RUNTIME, SCALE) if with_servers else (RUNTIME,)
+    return (DEVELOPMENT,) if command == "test" else (RUNTIME, *extras)
 
 
 def fingerprint(lock: Path) -> str:
@@ -232,7 +231,7 @@ def install(environment: Environment, lock: str, *, uv: str | None) -> None:
 
 def prepare(environment: Environment, wanted: Sequence[str], *, root: Path = ROOT) -> None:
     """Bring `environment` to the state of the `wanted` lock files; costs next to nothing if it is there already."""
-    current = {name: fingerprint(root / name) for name in (RUNTIME, SCALE, DEVELOPMENT)}
+    current = {name: fingerprint(root / name) for name in (RUNTIME, SCALE, DASK, DEVELOPMENT)}
     if not missing_locks(wanted, environment.stamp(), current):
         return
     try:
@@ -278,7 +277,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     if os.name == "nt":
         raise BootstrapError("The workers need fork(), which Windows does not have: run this in WSL.")
     environment = Environment(Path(environ.get("RUN_VENV") or ROOT / ".venv").absolute())
-    prepare(environment, wanted_locks(command, with_servers=names_a_server(environ, ROOT / ".env")))
+    prepare(environment, wanted_locks(command, extras=wanted_extras(environ, ROOT / ".env")))
     manage = str(ROOT / "manage.py")
     if command == "manage":
         return enter(environment, [manage, *rest])

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from scripts import bootstrap
-from scripts.bootstrap import DEVELOPMENT, RUNTIME, SCALE, BootstrapError, Environment
+from scripts.bootstrap import DASK, DEVELOPMENT, RUNTIME, SCALE, BootstrapError, Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_PY = ROOT / "run.py"
-CURRENT = {RUNTIME: "r2", SCALE: "s2", DEVELOPMENT: "d2"}
+CURRENT = {RUNTIME: "r2", SCALE: "s2", DASK: "k2", DEVELOPMENT: "d2"}
 
 
 class OldVersion(NamedTuple):
@@ -38,8 +38,8 @@ def environment(tmp_path: Path) -> Environment:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with three lock files."""
-    for name in (RUNTIME, SCALE, DEVELOPMENT):
+    """A folder with all lock files."""
+    for name in (RUNTIME, SCALE, DASK, DEVELOPMENT):
         (tmp_path / name).write_text(f"# {name}, first state\n")
     return tmp_path
 
@@ -127,7 +127,7 @@ def test_a_stamp_forgets_what_was_installed_from_an_older_lock() -> None:
     assert bootstrap.stamp_after(old, RUNTIME, CURRENT) == {RUNTIME: "r2", SCALE: "s2"}
 
 
-@pytest.mark.parametrize("contained", [RUNTIME, SCALE])
+@pytest.mark.parametrize("contained", [RUNTIME, SCALE, DASK])
 def test_the_development_lock_contains_the_other_locks_in_the_same_versions(contained: str) -> None:
     def pins(name: str) -> set[str]:
         return {
@@ -148,24 +148,26 @@ def test_the_development_lock_contains_the_other_locks_in_the_same_versions(cont
 @pytest.mark.parametrize(
     "environ, env_file, expected",
     [
-        ({}, None, False),
-        ({"DATABASE_URL": ""}, None, False),
-        ({"DATABASE_URL": "postgres://a/b"}, None, True),
-        ({"REDIS_URL_FILE": "/run/secrets/redis"}, None, True),
-        ({}, "SIM_SEED=3\n# DATABASE_URL=postgres://a/b\n", False),
-        ({}, "SIM_SEED=3\nDATABASE_URL=postgres://a/b\n", True),
-        ({}, "REDIS_URL=\nSIM_SEED=1\n", False),
+        ({}, None, ()),
+        ({"DATABASE_URL": ""}, None, ()),
+        ({"DATABASE_URL": "postgres://a/b"}, None, (SCALE,)),
+        ({"REDIS_URL_FILE": "/run/secrets/redis"}, None, (SCALE,)),
+        ({"DASK_SCHEDULER": "tcp://a:8786"}, None, (DASK,)),
+        ({"DASK_SCHEDULER": "tcp://a:8786"}, "STORAGE_URL=s3://bucket\n", (SCALE, DASK)),
+        ({}, "SIM_SEED=3\n# DATABASE_URL=postgres://a/b\n", ()),
+        ({}, "SIM_SEED=3\nDATABASE_URL=postgres://a/b\n", (SCALE,)),
+        ({}, "REDIS_URL=\nSIM_SEED=1\n", ()),
     ],
 )
 def test_clients_of_servers_are_installed_where_the_settings_name_one(
-    environ: dict[str, str], env_file: str | None, expected: bool, tmp_path: Path
+    environ: dict[str, str], env_file: str | None, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / ".env"
     if env_file is not None:
         path.write_text(env_file)
-    assert bootstrap.names_a_server(environ, path) is expected
-    wanted = bootstrap.wanted_locks(None, with_servers=expected)
-    assert wanted == ((RUNTIME, SCALE) if expected else (RUNTIME,))
+    assert bootstrap.wanted_extras(environ, path) == expected
+    assert bootstrap.wanted_locks(None, extras=expected) == (RUNTIME, *expected)
+    assert bootstrap.wanted_locks("test", extras=expected) == (DEVELOPMENT,)
 
 
 def test_the_second_start_installs_nothing(environment: Environment, project: Path, installed: list[str]) -> None:
