@@ -103,7 +103,8 @@ def claim(run_id: int, owner: str) -> Claim | None:
     )
 
 
-def _mine(claim: Claim) -> Q:
+def mine(claim: Claim) -> Q:
+    """The fence: what a holder writes takes effect only where its token is the run's present one (T4, T5)."""
     return Q(pk=claim.run_id, state=RunState.RUNNING, fencing_token=claim.token)
 
 
@@ -118,7 +119,7 @@ def heartbeat(claim: Claim, progress: float, stage: str, *, line: str = "") -> N
     }
     if line:
         changes["log"] = Concat(F("log"), Value(line.rstrip("\n") + "\n"))
-    if TrainingRun.objects.filter(_mine(claim)).update(**changes) != 1:
+    if TrainingRun.objects.filter(mine(claim)).update(**changes) != 1:
         raise RunLost(f"run {claim.run_id}: token {claim.token} is not the current one; another process has the run")
     claim.deadline = begun + policies.lease_time().total_seconds()
 
@@ -126,7 +127,7 @@ def heartbeat(claim: Claim, progress: float, stage: str, *, line: str = "") -> N
 def release(claim: Claim) -> bool:
     """Give the run back without blame, as at a planned stop; the attempt stays counted. False: it was lost already."""
     with transaction.atomic():
-        released = TrainingRun.objects.filter(_mine(claim), attempt__lt=F("max_attempts")).update(
+        released = TrainingRun.objects.filter(mine(claim), attempt__lt=F("max_attempts")).update(
             state=RunState.QUEUED, owner="", lease_expires_at=None, enqueued_at=clock.database_now()
         )
         if released:
@@ -142,7 +143,7 @@ def fail(claim: Claim, error: str, *, final: bool = False) -> RunState:
     now = clock.market_now()
     if not final and claim.attempt < claim.max_attempts:
         again_at = policies.retry_back_off(str(claim.run_id), claim.attempt, now)
-        queued = TrainingRun.objects.filter(_mine(claim)).update(
+        queued = TrainingRun.objects.filter(mine(claim)).update(
             state=RunState.QUEUED,
             owner="",
             lease_expires_at=None,
@@ -154,7 +155,7 @@ def fail(claim: Claim, error: str, *, final: bool = False) -> RunState:
             raise _lost(claim)
         log.warning("attempt_failed", run=claim.run_id, attempt=claim.attempt, again_at=again_at.isoformat())
         return RunState.QUEUED
-    if not _end_failed(claim.scope_id, claim.run_id, _mine(claim), error):
+    if not _end_failed(claim.scope_id, claim.run_id, mine(claim), error):
         raise _lost(claim)
     return RunState.FAILED
 

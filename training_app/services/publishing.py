@@ -17,6 +17,7 @@ from training_app.artifacts import WrittenArtifact
 from training_app.choices import ActivationKind, RunState
 from training_app.exceptions import RunLost
 from training_app.models import ArtifactSymbol, ModelArtifact, TrainingRun, TrainingScope
+from training_app.services import protocol
 from training_app.services.protocol import Claim
 from training_app.services.verdicts import leave_verdicts
 
@@ -79,7 +80,7 @@ def publish(claim: Claim, result: TrainingResult, artifact: ModelArtifact) -> Mo
         accepted = TrainingScope.objects.filter(pk=scope.pk, active_token__lt=claim.token).update(
             active_token=claim.token, failures=failures, not_before=not_before
         )
-        ended = TrainingRun.objects.filter(pk=claim.run_id, state=RunState.RUNNING, fencing_token=claim.token).update(
+        ended = TrainingRun.objects.filter(protocol.mine(claim)).update(
             state=RunState.SUCCEEDED if passed else RunState.REJECTED,
             finished_at=now,
             lease_expires_at=None,
