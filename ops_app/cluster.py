@@ -33,7 +33,7 @@ from django_q.scheduler import scheduler
 from django_q.worker import worker
 
 from ops_app import clock, heartbeats, jobs
-from ops_app.process import die_with_parent, on_stop
+from ops_app.process import die_with_parent, on_stop, show_as
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,7 @@ def require_fork_safe() -> None:
 
 def _child(target: Callable[..., object], parent_pid: int, *arguments: Any) -> None:
     die_with_parent(parent_pid)
+    show_as(f"q-{target.__name__.lower()}")  # q-guard, q-worker, q-monitor, q-pusher
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     target(*arguments)

@@ -14,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 from django.db import connection
 from django.db.models import Q
 
 from ops_app import clock
 from ops_app.models import Lease
+
+HOST_NAMESPACE = 0xEFFFFFFC
+"""The inode that Linux gives to the process namespace of every host; containers have others."""
 
 
 class LeaseLost(Exception):  # noqa: N818 - it names what happened, like LeaseBusy
@@ -51,7 +55,29 @@ class LeaseToken:
 
 def holder_name(kind: str) -> str:
     """Return a name for the holder that no other process, earlier or later, has."""
-    return f"{kind}@{socket.gethostname()[:40]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return f"{kind}@{_place()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def _place() -> str:
+    """Return where process ids mean what they mean here: the host, and the container's process namespace if in one."""
+    host = socket.gethostname()[:40]
+    namespace = Path("/proc/self/ns/pid")
+    inode = namespace.stat().st_ino if namespace.exists() else HOST_NAMESPACE
+    return host if inode == HOST_NAMESPACE else f"{host}~{inode}"
+
+
+def died_here(holder: str) -> bool:
+    """Tell whether `kind@place:pid:random` was a process of this place that is gone. Unsure: no."""
+    place = holder.partition("@")[2].split(":")
+    if len(place) != 3 or place[0] != _place() or not place[1].isdigit():
+        return False
+    try:
+        os.kill(int(place[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import socket
 from collections.abc import Callable
 
 import structlog
@@ -59,7 +57,7 @@ def wait_for_account(
         if lease is not None:
             return lease
         row = Lease.objects.get(name=lease_name(bot))
-        if _died_here(row.holder):
+        if leases.died_here(row.holder):
             log.warning("holder_is_dead", account=bot.account, holder=row.holder)
             # Giving it back in the dead one's name ends the wait; the fence of a new owner (B5) is kept all the same.
             leases.release(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
@@ -75,17 +73,3 @@ def wait_for_account(
             )
         clock.sleep(POLL_SECONDS)
     return None
-
-
-def _died_here(holder: str) -> bool:
-    """Tell whether `kind@host:pid:random` was a process of this host that is gone. Unsure: no."""
-    place = holder.partition("@")[2].split(":")
-    if len(place) != 3 or place[0] != socket.gethostname()[:40] or not place[1].isdigit():
-        return False
-    try:
-        os.kill(int(place[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

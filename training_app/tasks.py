@@ -23,13 +23,21 @@ TRAINER_NICE, TRAINER_OOM_SCORE = 10, 800
 def train(run_id: int) -> str:
     """Train in a child process of its own and wait for it: memory comes back, it can be killed, and nothing forks after
     LightGBM was used. The child claims the run; if it dies, its lease expires and the sweeper decides.
+
+    The message only says that there is work: if this run is somebody's already, or too large for this host, the one
+    that waits longest and fits is trained instead.
     """
+    chosen = run_id
     if not services.claimable(run_id):
-        return ""
+        services.decline(run_id)
+        other = services.next_claimable()
+        if other is None:
+            return ""
+        chosen = other
     seconds = settings.TRAIN_TIMEOUT_MINUTES * 60
     threads = str(policies.training_threads())
     child = process.spawn(
-        process.manage_command("train_run", str(run_id), "--drain"),
+        process.manage_command("train_run", str(chosen), "--drain"),
         nice=TRAINER_NICE,
         oom_score_adj=TRAINER_OOM_SCORE,
         death_signal=signal.SIGTERM,  # its worker was stopped: it gives the run back at once, not when the lease ends
@@ -38,14 +46,16 @@ def train(run_id: int) -> str:
     try:
         code = child.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
-        text = f"The training of run {run_id} was killed after {seconds:.0f} s (TRAIN_TIMEOUT_MINUTES)."
-        journal.record("training_timed_out", text, subject=f"run:{run_id}", severity=Severity.WARNING)
+        text = f"The training of run {chosen} was killed after {seconds:.0f} s (TRAIN_TIMEOUT_MINUTES)."
+        journal.record("training_timed_out", text, subject=f"run:{chosen}", severity=Severity.WARNING)
         return text
     finally:
         if child.poll() is None:
             child.kill()
             child.wait()
-    return f"run {run_id}: train_run ended with {code}"
+    if code < 0:
+        services.sweep()  # it was killed and could not give the run back: do not wait for the end of its lease
+    return f"run {chosen}: train_run ended with {code}"
 
 
 def apply_activation(activation_id: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -161,6 +162,22 @@ def test_holder_names_are_unique_and_fit_the_column() -> None:
     names = {leases.holder_name("ingest") for _ in range(100)}
     assert len(names) == 100
     assert all(len(name) <= 120 for name in names)
+
+
+def test_a_holder_is_known_to_be_dead_only_where_its_process_number_means_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        living = leases.holder_name("bot").replace(f":{os.getpid()}:", f":{other.pid}:")
+        assert not leases.died_here(living)
+        other.kill()
+        other.wait()
+    assert leases.died_here(living)
+    assert not leases.died_here("bot")
+    assert not leases.died_here("")
+    # A container of the same host name counts its processes itself.
+    monkeypatch.setattr(leases, "HOST_NAMESPACE", 1)
+    assert not leases.died_here(living)
 
 
 RACE = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coverage_app.models import Block, Symbol
-from ops_app import queue
+from ops_app import leases, queue
 from ops_app.clock import SimulatedClock
 from ops_app.models import Alert, Event
 from ops_app.queue import Message
@@ -715,6 +717,24 @@ def test_i6_an_expired_lease_is_reaped_once_however_many_sweep(
     assert services.sweep() == {"requeued": 0, "failed": 0, "rung": 0, "activations": 0}
     sim.advance(BEYOND_LEASE)
     assert [services.sweep()["requeued"] for _ in range(3)] == [1, 0, 0]
+
+
+def test_a_run_whose_process_died_on_this_host_is_taken_back_before_its_lease_ends(
+    scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    run = request(scope, symbols)
+    living = leases.holder_name("train_run")
+    place, _, tail = living.partition(":")
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    claim(run, living)
+    assert services.sweep()["requeued"] == 0
+    TrainingRun.objects.filter(pk=run.pk).update(owner=f"{place}-of-another-host:{child.pid}:{tail}")
+    assert services.sweep()["requeued"] == 0, "nothing is known of the processes of another host"
+    TrainingRun.objects.filter(pk=run.pk).update(owner=f"{place}:{child.pid}:1234abcd")
+    assert [services.sweep()["requeued"] for _ in range(2)] == [1, 0]
+    assert "TRAINER_DIED" in TrainingRun.objects.get(pk=run.pk).error
+    assert claim(run, "successor").attempt == 2
 
 
 def test_a_running_holder_keeps_the_run_as_long_as_it_beats(

@@ -10,14 +10,15 @@ import datetime as dt
 from dataclasses import dataclass
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat
 
-from ops_app import alerts, clock, journal, queue
+from ops_app import alerts, clock, journal, leases, queue
 from ops_app.choices import Severity
 from quant.reasons import reason
-from training_app import policies
+from training_app import capacity, policies
 from training_app.choices import ActivationState, RunState
 from training_app.exceptions import RunLost
 from training_app.models import Activation, TrainingRun, TrainingScope
@@ -29,7 +30,9 @@ log = structlog.get_logger(__name__)
 ATTEMPTS_PER_TOKEN = 65_536
 STALE_RING = dt.timedelta(seconds=60)
 """A message older than this may be lost. One that was only waiting makes its double a no-op that costs one read."""
+DECLINED_RING = dt.timedelta(seconds=15)
 RINGS_PER_SWEEP = 10
+"""Also the most messages that are left waiting: each makes its worker look for any run, so more would tell nothing."""
 APPLY_TASK = "training_app.tasks.apply_activation"
 
 
@@ -54,18 +57,32 @@ class Claim:
 
 def claimable(run_id: int) -> bool:
     """Return whether a claim could succeed: a read, so that a double message costs nothing more."""
-    return TrainingRun.objects.filter(_claimable(), pk=run_id, attempt__lt=F("max_attempts")).exists()
+    return TrainingRun.objects.filter(_claimable(), pk=run_id).exists()
 
 
 def next_claimable() -> int | None:
-    """Return the id of the run that waits longest."""
-    waiting = TrainingRun.objects.filter(_claimable(), attempt__lt=F("max_attempts")).order_by("not_before", "id")
+    """Return the id of the run that waits longest among those that this host can do: a large one holds up nobody."""
+    waiting = TrainingRun.objects.filter(_claimable()).order_by("not_before", "id")
     return waiting.values_list("pk", flat=True).first()
+
+
+def decline(run_id: int) -> bool:
+    """Let the sweeper ring soon for a run that this host cannot do, if a live worker can; False: it needs no ring.
+
+    The message went to the wrong worker. The run's `enqueued_at` moves so that it counts as lost in 15 s, not in 60:
+    at most four messages a minute for a run whose host is busy, and no worker sends itself what it has just refused.
+    """
+    run = TrainingRun.objects.filter(pk=run_id, state=RunState.QUEUED).exclude(capacity.fits_here()).first()
+    if run is None or not capacity.takers(run, capacity.live_shares()):
+        return False
+    soon = clock.database_now() - (STALE_RING - DECLINED_RING)
+    return TrainingRun.objects.filter(pk=run_id, state=RunState.QUEUED).update(enqueued_at=soon) == 1
 
 
 def _claimable() -> Q:
     due = Q(state=RunState.QUEUED, not_before__lte=clock.market_now())
-    return due | Q(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
+    expired = Q(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
+    return (due | expired) & Q(attempt__lt=F("max_attempts")) & capacity.fits_here()
 
 
 def claim(run_id: int, owner: str) -> Claim | None:
@@ -75,7 +92,7 @@ def claim(run_id: int, owner: str) -> Claim | None:
     """
     begun, now = clock.boot_seconds(), clock.market_now()
     with transaction.atomic():  # the row stays locked until it is read back
-        taken = TrainingRun.objects.filter(_claimable(), pk=run_id, attempt__lt=F("max_attempts")).update(
+        taken = TrainingRun.objects.filter(_claimable(), pk=run_id).update(
             state=RunState.RUNNING,
             attempt=F("attempt") + 1,
             fencing_token=F("run_no") * ATTEMPTS_PER_TOKEN + F("attempt") + 1,
@@ -192,15 +209,23 @@ def _end_failed(scope_id: int, run_id: int, guard: Q, error: str) -> bool:
 
 
 def sweep() -> dict[str, int]:
-    """End or requeue runs whose lease expired, and ring again for rows whose message may be lost (T9, T10).
+    """End or requeue runs of the dead, and ring again for rows whose message may be lost (T9, T10).
+
+    Dead is whose lease expired, or whose process is gone from this host.
 
     Cheap, idempotent, safe in any number of processes at once: each step is a compare-and-set. Idle: four reads.
     """
     counts = {"requeued": 0, "failed": 0, "rung": 0, "activations": 0}
-    expired = TrainingRun.objects.filter(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
-    for run in list(expired):
-        guard = Q(state=RunState.RUNNING, fencing_token=run.fencing_token, lease_expires_at__lt=clock.database_now())
-        error = reason("LEASE_EXPIRED", attempt=run.attempt, stage=run.stage, owner=run.owner)
+    running = TrainingRun.objects.filter(state=RunState.RUNNING)
+    for run in list(running.defer("log").annotate(over=Q(lease_expires_at__lt=clock.database_now()))):
+        guard = Q(state=RunState.RUNNING, fencing_token=run.fencing_token)
+        if run.over:
+            guard &= Q(lease_expires_at__lt=clock.database_now())  # it may be renewed at this moment
+            error = reason("LEASE_EXPIRED", attempt=run.attempt, stage=run.stage, owner=run.owner)
+        elif leases.died_here(run.owner):  # nobody is left who could renew it: no need to wait
+            error = reason("TRAINER_DIED", attempt=run.attempt, stage=run.stage, owner=run.owner)
+        else:
+            continue
         if run.attempt >= run.max_attempts:
             counts["failed"] += _end_failed(run.scope_id, run.pk, guard, error)
             continue
@@ -229,8 +254,11 @@ def _ring_lost_runs() -> int:
     due = TrainingRun.objects.filter(
         _never_rung_or_stale(), state=RunState.QUEUED, not_before__lte=clock.market_now()
     ).order_by("not_before", "id")
+    lost = list(due.values_list("pk", flat=True)[:RINGS_PER_SWEEP])
+    # While every worker is busy for hours, the messages of all that wait would pile up, minute after minute.
+    room = max(RINGS_PER_SWEEP - queue.waiting(settings.TRAINING_QUEUE), 0) if lost else 0
     rung = 0
-    for run_id in list(due.values_list("pk", flat=True)[:RINGS_PER_SWEEP]):
+    for run_id in lost[:room]:
         with transaction.atomic():
             mine = TrainingRun.objects.filter(_never_rung_or_stale(), pk=run_id, state=RunState.QUEUED).update(
                 enqueued_at=clock.database_now()
