@@ -32,7 +32,7 @@ from django_q.conf import Conf
 from django_q.scheduler import scheduler
 from django_q.worker import worker
 
-from ops_app import clock, heartbeats, jobs
+from ops_app import clock, heartbeats, host, jobs
 from ops_app.process import die_with_parent, on_stop, show_as
 
 log = structlog.get_logger(__name__)
@@ -203,7 +203,8 @@ class Cluster:
 
     def sweep(self, *, first: bool) -> None:
         """Say that the cluster lives, ring for what was forgotten; at the start, ring the jobs whose time is now."""
-        heartbeats.beat(self.name, "worker", 60, {"queue": self.queue, "workers": int(Conf.WORKERS)})
+        share = host.training_share().to_dict()  # what may wait for a larger host is judged by it
+        heartbeats.beat(self.name, "worker", 60, {"queue": self.queue, "workers": int(Conf.WORKERS), **share})
         if first and Conf.SCHEDULER:
             jobs.ring_idle()
         jobs.sweep()

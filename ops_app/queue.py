@@ -70,6 +70,15 @@ def enqueue(dotted: str, *args: Argument, queue: str | None = None, group: str =
         transaction.on_commit(lambda: _send(message), robust=True)  # Django names it: no partial
 
 
+def waiting(queue: str) -> int:
+    """Return how many messages of `queue` no worker has fetched yet: one cheap read of the broker."""
+    if _captured is not None:
+        return 0  # whoever captures takes them at once
+    from django_q.brokers import get_broker
+
+    return int(get_broker(list_key=queue).queue_size())
+
+
 def _send(message: Message) -> None:
     from django_q.tasks import async_task
 

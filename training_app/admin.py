@@ -17,7 +17,7 @@ from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from ops_app.pages import ReadOnlyAdmin, ReadOnlyInline, SteeredAdmin
-from training_app import activation, registry, services
+from training_app import activation, capacity, registry, services
 from training_app.choices import ActivationKind, RunState
 from training_app.exceptions import RunRefused, TrainingAppError
 from training_app.models import (
@@ -74,10 +74,11 @@ class TrainingRunAdmin(TrainingAdmin):
     list_select_related = ("scope",)
     fields = (
         ("scope", "run_no", "state"), ("trigger", "requested_by"), "cause", ("attempt", "max_attempts", "not_before"),
-        ("owner", "fencing_token"), ("lease_expires_at", "heartbeat_at", "enqueued_at"), "shown_progress", "error",
+        "waits_for", ("needs_memory_mb", "needs_threads"), ("owner", "fencing_token"),
+        ("lease_expires_at", "heartbeat_at", "enqueued_at"), "shown_progress", "error",
         ("data_start", "data_end", "data_hash"), ("created_at", "started_at", "finished_at"), "shown_log",
     )  # fmt: skip
-    readonly_fields = ("shown_progress", "shown_log")
+    readonly_fields = ("waits_for", "shown_progress", "shown_log")
     inlines = (RunSymbolInline,)
     actions = ("cancel",)
 
@@ -87,6 +88,10 @@ class TrainingRunAdmin(TrainingAdmin):
     )
     def state_label(self, run: TrainingRun) -> str:
         return RunState(run.state).label
+
+    @display(description="Waits for")
+    def waits_for(self, run: TrainingRun) -> str:
+        return capacity.why_waiting(run) or "nothing"
 
     @display(description="Progress")
     def shown_progress(self, run: TrainingRun) -> SafeString:

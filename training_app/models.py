@@ -78,6 +78,8 @@ class TrainingRun(models.Model):
     enqueued_at = models.DateTimeField(
         null=True, blank=True, help_text="When a worker was last rung, database's clock."
     )
+    needs_memory_mb = models.PositiveIntegerField(default=0, help_text="Memory that its host must give it, estimated.")
+    needs_threads = models.PositiveSmallIntegerField(default=1, help_text="Threads that its host must give it.")
     progress = models.FloatField(default=0.0)
     stage = models.CharField(max_length=80, blank=True)
     data_start = models.DateTimeField(null=True, blank=True)

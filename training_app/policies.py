@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 
+from ops_app import host
 from quant.policy import DAY_MS, HOUR_MS, MINUTE_MS, TrainingPolicy, back_off_ms
 from quant.timeframes import from_ms, to_ms
 from training_app import registry
@@ -59,7 +59,7 @@ def lease_time() -> dt.timedelta:
 
 def training_threads() -> int:
     """Return TRAIN_THREADS, or this host's cores shared by the trainings that may run on it."""
-    return settings.TRAIN_THREADS or max(1, (os.cpu_count() or 1) // settings.TRAINING_WORKERS)
+    return host.training_share().threads
 
 
 def training_spec() -> TrainingSpec:

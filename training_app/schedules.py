@@ -38,6 +38,16 @@ jobs.register(
         help="Remove artifact files that belong to no row.",
     )
 )
+jobs.register(
+    jobs.Job(
+        name="training capacity",
+        function="training_app.capacity.watch_job",
+        period=timedelta(minutes=5),
+        queue=settings.LIGHT_QUEUE,
+        help="Raise an alert for runs that no live worker's host can do.",
+        due="training_app.capacity.is_due",
+    )
+)
 jobs.after(EVALUATE_JOB, PLAN_JOB)
 jobs.register_sweeper("training runs", sweep)
 jobs.register_sweeper("plans that waited", plan_waiting)

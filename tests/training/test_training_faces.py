@@ -168,8 +168,9 @@ def test_a_training_without_an_end_is_killed(
         return children[0]
 
     monkeypatch.setattr(tasks.process, "spawn", spawn)
+    run = request(scope, symbols)
     settings.TRAIN_TIMEOUT_MINUTES = 0.005
-    assert "was killed after" in tasks.train(request(scope, symbols).pk)
+    assert "was killed after" in tasks.train(run.pk)
     assert children[0].returncode == -9
 
 

@@ -13,7 +13,7 @@ from django.db.models import F
 from coverage_app.models import Symbol
 from ops_app import bulk, clock, journal, queue
 from quant.reasons import reason
-from training_app import policies, registry
+from training_app import capacity, policies, registry
 from training_app.choices import OPEN_STATES, RunState, RunTrigger
 from training_app.exceptions import RunRefused
 from training_app.models import RunSymbol, TrainingRun, TrainingScope
@@ -90,6 +90,7 @@ def _insert_run(
         what = f"all {len(taken)} are in open runs" if taken else "no symbol is ready"
         raise RunRefused(f"{scope.key}: nothing to train: {what}; see the symbols' states")
     TrainingScope.objects.filter(pk=scope_id).update(run_seq=F("run_seq") + 1)
+    needed = capacity.needs(free, timeframe=scope.timeframe)
     due = not_before <= now
     run = TrainingRun.objects.create(
         scope=scope,
@@ -99,6 +100,8 @@ def _insert_run(
         requested_by=user,
         max_attempts=settings.TRAIN_MAX_ATTEMPTS,
         not_before=not_before,
+        needs_memory_mb=needed.memory_mb,
+        needs_threads=needed.threads,
         enqueued_at=clock.database_now() if due else None,
         created_at=now,
     )
