@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from quant import signals
 from quant.label_spec import LabelSpec
 from quant.model import ENCODINGS
 from quant.regime import RegimeSpec
 from quant.schema import FeatureSchema
-from quant.signals import SIGNALS
 from quant.timeframes import timeframe_ms
 
 TRAINING_MODES = ("multi_symbol", "single_symbol")
@@ -59,7 +59,7 @@ class TrainingSpec:
         for name, choices in (
             ("training_mode", TRAINING_MODES),
             ("symbol_encoding", ENCODINGS),
-            ("signal", tuple(SIGNALS)),
+            ("signal", signals.names()),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")

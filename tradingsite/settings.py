@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
+from tradingsite import signal_files
 from tradingsite.logs import logging_config
 from tradingsite.options import load_options
 
@@ -20,6 +21,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 TESTING = "pytest" in sys.modules
 OPTIONS = load_options(env_file=None if TESTING else BASE_DIR / ".env")
 globals().update(OPTIONS)
+PRIMARY_SIGNAL = signal_files.resolve(OPTIONS["PRIMARY_SIGNAL"], folder=BASE_DIR)
 
 DATA_DIR = (BASE_DIR / OPTIONS["DATA_DIR"]).resolve()
 DATA_DIR.mkdir(parents=True, exist_ok=True)
@@ -219,6 +221,7 @@ UNFOLD = {
     "SITE_FAVICONS": [
         {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("site/icon.svg")}  # noqa: ARG005 - unfold's
     ],
+    "STYLES": [lambda request: static("site/admin.css")],  # noqa: ARG005 - unfold's
 }
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

@@ -6,4 +6,4 @@ class TrainingConfig(AppConfig):
     verbose_name = "Training"
 
     def ready(self) -> None:
-        from training_app import schedules  # noqa: F401 - importing it registers the jobs and the sweeper
+        from training_app import checks, schedules  # noqa: F401 - importing them registers checks, jobs and the sweeper

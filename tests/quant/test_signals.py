@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from quant.features import FeatureState, replay
 from quant.schema import FeatureSchema
-from quant.signals import DEFAULT_SIGNAL, SIGNALS, primary_side
+from quant.signals import DEFAULT_SIGNAL, SHIPPED, PrimarySignal, primary_side, register, sides
 from tests.quant.feature_worlds import mixed, random_panel
 
 SCHEMA = FeatureSchema()
-names = st.sampled_from(sorted(SIGNALS))
+names = st.sampled_from(sorted(signal.name for signal in SHIPPED))
 
 
 def row(**values: float) -> np.ndarray:
@@ -35,6 +35,15 @@ def test_trend_needs_all_three_to_agree(ema: float, macd: float, rsi: float, sid
 @pytest.mark.parametrize(
     "name, values, side",
     [
+        ("ema_cross", {"ema_ratio": 0.01, "ema_ratio_long": 0.02}, 1),
+        ("ema_cross", {"ema_ratio": -0.01, "ema_ratio_long": -0.02}, -1),
+        ("ema_cross", {"ema_ratio": 0.01, "ema_ratio_long": -0.02}, 0),
+        ("rsi", {"rsi_14": 20}, 1),
+        ("rsi", {"rsi_14": 80}, -1),
+        ("rsi", {"rsi_14": 50}, 0),
+        ("macd", {"macd_hist": 0.2}, 1),
+        ("macd", {"macd_hist": -0.2}, -1),
+        ("macd", {"macd_hist": 0.01}, 0),
         ("breakout", {"donchian_position_168": 0.99, "adx_14": 30}, 1),
         ("breakout", {"donchian_position_168": 0.01, "adx_14": 30}, -1),
         ("breakout", {"donchian_position_168": 0.99, "adx_14": 10}, 0),
@@ -62,23 +71,24 @@ def test_i13_a_signal_row_by_row_equals_the_signal_of_the_whole_history(name: st
 def test_i14_no_signal_depends_on_a_later_candle(name: str, seed: int, at: int) -> None:
     panel = random_panel(seed, 400, 3)
     changed = mixed(panel, random_panel(seed + 1, 400, 3), at)
-    sides = [
+    proposed = [
         primary_side(name, replay(FeatureState.create(SCHEMA, 3), each), SCHEMA)[: at + 1] for each in (panel, changed)
     ]
-    assert np.array_equal(*sides)
+    assert np.array_equal(proposed[0], proposed[1])
 
 
 def test_every_signal_proposes_both_sides_and_reads_only_what_it_declares() -> None:
     features = replay(FeatureState.create(SCHEMA, 4), random_panel(1, 2000, 4))
-    for name, signal in SIGNALS.items():
-        sides = primary_side(name, features, SCHEMA)
-        assert {-1, 0, 1} == set(np.unique(sides).tolist()), name
+    for signal in SHIPPED:
+        name = signal.name
+        proposed = primary_side(name, features, SCHEMA)
+        assert {-1, 0, 1} == set(np.unique(proposed).tolist()), name
         hidden = np.full_like(features, np.nan)
         for each in signal.requires:
             hidden[..., SCHEMA.index(each)] = features[..., SCHEMA.index(each)]
-        assert np.array_equal(primary_side(name, hidden, SCHEMA), sides)
+        assert np.array_equal(primary_side(name, hidden, SCHEMA), proposed)
         assert not primary_side(name, np.full_like(features, np.nan), SCHEMA).any()
-    assert DEFAULT_SIGNAL in SIGNALS
+    assert DEFAULT_SIGNAL in {signal.name for signal in SHIPPED}
 
 
 def test_an_unknown_signal_and_a_foreign_schema_are_refused() -> None:
@@ -86,3 +96,38 @@ def test_an_unknown_signal_and_a_foreign_schema_are_refused() -> None:
         primary_side("trnd", row(), SCHEMA)
     with pytest.raises(ValueError, match="use one schema"):
         primary_side("trend", row()[:-1], SCHEMA)
+
+
+def rule(**changes: object) -> PrimarySignal:
+    """A signal of a user's own that is as it should be, but for `changes`."""
+    index = SCHEMA.index("candle_body")
+    good: dict[str, object] = {
+        "name": "body",
+        "description": "the candle's colour",
+        "requires": ("candle_body",),
+        "function": lambda features, _schema: sides(long=features[..., index] > 0, short=features[..., index] < 0),
+    }
+    return PrimarySignal(**(good | changes))  # type: ignore[arg-type]  # wrong ones are what is tested
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"name": "trend"}, "exists already"),
+        ({"requires": ("candle_boddy",)}, "'candle_boddy' is not in the schema"),
+        ({"requires": ("hour_sin",)}, "does not declare"),
+        ({"function": lambda features, _schema: features[..., 0] > 0}, "must give int8"),
+        ({"function": lambda features, _schema: (features[..., 0] > 0).astype(np.int8) * 2}, "a side is -1, 0 or 1"),
+        ({"function": lambda features, _schema: np.ones(features.shape[:-1], dtype=np.int8)}, "NaN must give 0"),
+        (
+            {"function": lambda features, _schema: sides(long=features[..., 0] > features[..., 0].mean(),
+                                                         short=features[..., 0] < -1e9)},
+            "depends on other rows",
+        ),
+    ],
+)  # fmt: skip
+def test_i13_a_rule_that_would_not_give_live_what_it_gave_in_training_is_refused(
+    changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        register(rule(**changes))
