@@ -114,6 +114,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("LOG_LEVEL", "info", choice("debug", "info", "warning", "error"), "Least level that is logged."),
     Option("LOG_FORMAT", "console", choice("console", "json"), "Log lines for people or for machines."),
     Option("ALERT_URLS", (), words, "apprise URLs that alerts are sent to; empty: alerts are only shown.", secret=True),
+    # --- keeping
+    Option("BACKUP_DIR", "", text, "Folder for backups, best on another disk; empty: `backups` in DATA_DIR."),
+    Option("BACKUP_INTERVAL_HOURS", 0, integer(0, 720), "A backup is taken every so many hours; 0: never by itself."),
+    Option("BACKUP_KEEP", 7, integer(1, 1000), "How many backups of the job stay."),
+    Option("RETENTION_DAYS", 730, integer(30, 10_000), "Days (market time) that decisions and their reasons stay."),
     # --- the exchange and its time
     Option("EXCHANGE", "simulated", choice("simulated", "replay", "paper"), "Where candles and fills come from."),
     Option("EXCHANGE_MARKET", "", text, "Market key: a folder of the archive (replay) or a ccxt id (paper)."),
@@ -164,8 +169,8 @@ OPTIONS: tuple[Option, ...] = (
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
-    "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "HOST_CORES", "HOST_MEMORY",
-    "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_",
+    "BACKUP_", "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "HOST_CORES", "HOST_MEMORY",
+    "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RETENTION_",
     "RISK_", "SIM_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
 RETIRED_HINT = "see `python3 run.py manage options`"
