@@ -10,21 +10,20 @@ time and symbol are dictionaries, every page carries a CRC.
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from marketdata.errors import StoreError
+from marketdata.errors import BucketError, StoreError
+from marketdata.places import Place, ReplacedMeanwhile
 from quant.timeframes import DAY_MS
 
 if TYPE_CHECKING:
@@ -36,8 +35,9 @@ Columns = tuple[NDArray[Any], ...]
 _LAYOUT_KEY = b"layout"
 _ROW_GROUP_ROWS = 65_536  # ~90 symbols of hourly candles: one symbol's page reads 1/6 of a month of 500
 _SUFFIX = ".parquet"
-_TEMPORARY = ".tmp"
-_counter = itertools.count()
+_TRIES = 5
+"""Of a read or a merge that a writer came between: with one writer at a time, the second succeeds."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ class _Layout:
 class _Month:
     """An open month file, and which of its symbols are wanted (None: all)."""
 
-    path: Path
+    path: Place
+    version: object
     file: pq.ParquetFile
     layout: _Layout
     names: tuple[str, ...]
@@ -95,6 +96,8 @@ class _Month:
                 continue
             try:
                 table = self.file.read_row_group(number, columns=list(self.names))
+            except BucketError as error:
+                raise StoreError.unreachable(self.path, error) from error
             except (pa.ArrowException, OSError) as error:
                 raise StoreError.unreadable(self.path, error) from error
             columns = tuple(table.column(name).to_numpy() for name in self.names)
@@ -124,10 +127,10 @@ def month_bounds(stem: str) -> tuple[int, int]:
 
 
 class MonthFiles:
-    """The month files of one folder. `names` are the column names, the first is the time."""
+    """The month files of one place. `names` are the column names, the first is the time."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, names: Sequence[str]) -> None:
+        self._place = place
         self._names = tuple(names)
 
     # ------------------------------------------------------------------ read
@@ -138,8 +141,11 @@ class MonthFiles:
 
         All series are parts of one block per column, filled month by month: nothing is copied twice, and at most one
         month is held besides the result. Files stay open from the count to the copy, so a month that is replaced in
-        between changes nothing.
+        between changes nothing (in a bucket: begins the read anew).
         """
+        return self._again(lambda: self._read(symbols, since_ms, until_ms))
+
+    def _read(self, symbols: frozenset[str] | None, since_ms: int | None, until_ms: int | None) -> dict[str, Columns]:
         with ExitStack() as stack:
             months = [
                 self._open_month(stack, stem, symbols)
@@ -172,6 +178,9 @@ class MonthFiles:
 
     def last_times(self) -> dict[str, int]:
         """Newest stored time per symbol, from the footers alone."""
+        return self._again(self._last_times)
+
+    def _last_times(self) -> dict[str, int]:
         newest: dict[str, int] = {}
         for stem in self._stems():  # ascending, so that later months overwrite
             with ExitStack() as stack:
@@ -193,15 +202,32 @@ class MonthFiles:
         if not months:
             return 0
         guard()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        return sum(self._merge_month(stem, months[stem], guard) for stem in sorted(months))
+        self._place.prepare()
+        merge = partial(self._merge_month, guard=guard)
+        return sum(self._again(partial(merge, stem, months[stem])) for stem in sorted(months))
+
+    def _again(self, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns, begun anew when a file that it read was replaced before it was through.
+
+        A writer whose lease is gone ends here, too: `guard` raises when it is called the next time.
+        """
+        for _ in range(_TRIES):
+            try:
+                return work()
+            except ReplacedMeanwhile as error:
+                last = error
+            except BucketError as error:
+                raise StoreError.unreachable(self._place, error) from error
+        raise StoreError(last, f"was replaced {_TRIES} times while it was used", "look who else writes to this store")
 
     def _merge_month(self, stem: str, new: Mapping[str, Columns], guard: Callable[[], None]) -> bool:
         merged: dict[str, list[Columns]] = {}
+        version: object = None
         with ExitStack() as stack:
-            if self._path(stem).exists():
-                for symbol, columns in self._open_month(stack, stem, None).pieces():
+            month = self._find_month(stack, stem, None)
+            if month is not None:
+                version = month.version
+                for symbol, columns in month.pieces():
                     merged.setdefault(symbol, []).append(columns)
         changed = False
         for symbol, columns in new.items():
@@ -217,22 +243,8 @@ class MonthFiles:
                 if any(not np.array_equal(a, b) for a, b in zip(both, before, strict=True)):
                     merged[symbol], changed = [both], True
         if changed:
-            self._replace(self._path(stem), merged, guard)
+            self._place.replace(_name(stem), lambda file: self._write_table(file, merged), version=version, guard=guard)
         return changed
-
-    def _replace(self, path: Path, series: Mapping[str, list[Columns]], guard: Callable[[], None]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{_TEMPORARY}")
-        try:
-            with temporary.open("wb") as file:
-                self._write_table(file, series)
-                file.flush()
-                os.fsync(file.fileno())
-            guard()
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync_folder(self._folder)
 
     def _write_table(self, file: IO[bytes], series: Mapping[str, list[Columns]]) -> None:
         """Row groups hold whole symbols, so that a reader finds each series in one piece, without a copy."""
@@ -267,34 +279,44 @@ class MonthFiles:
                 ]
                 writer.write_table(pa.table(arrays, schema=schema), row_group_size=max(len(codes), 1))
 
-    def _remove_leftovers(self) -> None:
-        """Temporary files of a writer that was killed. Safe: there is one writer, and it holds the lease (`guard`)."""
-        for leftover in self._folder.glob(f".*{_TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
-
     # ----------------------------------------------------------------- files
     def _stems(self) -> list[str]:
-        if not self._folder.is_dir():
-            return []
-        stems = sorted(path.stem for path in self._folder.glob(f"*{_SUFFIX}"))
+        stems = [name.removesuffix(_SUFFIX) for name in self._place.names(_SUFFIX)]
         for stem in stems:
             try:
                 month_bounds(stem)
             except ValueError:
-                raise StoreError(self._path(stem), "its name is not YYYY-MM", "move it out of the store") from None
+                raise StoreError(
+                    self._place / _name(stem), "its name is not YYYY-MM", "move it out of the store"
+                ) from None
         return stems
 
-    def _path(self, stem: str) -> Path:
-        return self._folder / f"{stem}{_SUFFIX}"
-
     def _open_month(self, stack: ExitStack, stem: str, symbols: frozenset[str] | None) -> _Month:
-        """Open a month's file for as long as `stack` lives, and check its footer."""
+        month = self._find_month(stack, stem, symbols)
+        if month is None:  # moved away since it was listed
+            raise StoreError.unreadable(self._place / _name(stem), FileNotFoundError("it is gone"))
+        return month
+
+    def _find_month(self, stack: ExitStack, stem: str, symbols: frozenset[str] | None) -> _Month | None:
+        """Open a month's file for as long as `stack` lives, and check its footer. None: there is no such file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self._path(stem)
+        path = self._place / _name(stem)
         try:
-            file = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
+            stored = self._place.find(_name(stem))
+            if stored is None:
+                return None
+            # A file's pages are read as they are needed; an object's in few large requests.
+            file = stack.enter_context(
+                pq.ParquetFile(
+                    stored.source,
+                    page_checksum_verification=True,
+                    pre_buffer=not isinstance(stored.source, Path),
+                )
+            )
+        except BucketError as error:
+            raise StoreError.unreachable(path, error) from error
         except (pa.ArrowException, OSError) as error:
             raise StoreError.unreadable(path, error) from error
         text = (file.schema_arrow.metadata or {}).get(_LAYOUT_KEY)
@@ -304,7 +326,11 @@ class MonthFiles:
         rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         if rows != [sum(layout.counts[first:last]) for first, last in layout.groups()]:
             raise StoreError.unreadable(path, ValueError("its footer does not fit its rows"))
-        return _Month(path, file, layout, self._names, symbols)
+        return _Month(path, stored.version, file, layout, self._names, symbols)
+
+
+def _name(stem: str) -> str:
+    return f"{stem}{_SUFFIX}"
 
 
 def _overlaps(bounds: tuple[int, int], since_ms: int | None, until_ms: int | None) -> bool:
@@ -327,12 +353,3 @@ def _merge(old: Columns, new: Columns) -> Columns:
     joined = tuple(np.concatenate([a[kept], b]) for a, b in zip(old, new, strict=True))
     order = np.argsort(joined[0], kind="stable")
     return tuple(column[order] for column in joined)
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
     <root>/<market>/<timeframe>/<YYYY-MM>.parquet
     <root>/<market>/funding/<YYYY-MM>.parquet
 
+`root` is a folder or, for several hosts, a prefix of a bucket (`marketdata.places`).
 Readers never lock. There is one writer at a time: the caller holds a lease and passes its check as `guard`.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketdata.monthly import Columns, MonthFiles
+from marketdata.places import Folder, Place
 from quant.candles import CandleError, Candles
 from quant.panel import Panel
 from quant.timeframes import timeframe_ms
@@ -35,8 +37,9 @@ def _no_guard() -> None:
 class CandleStore:
     """Reads and writes below `root`, which need not exist yet."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | Place) -> None:
+        self.root = root
+        self._place: Place = Folder(root) if isinstance(root, Path) else root
 
     def write(
         self, market: str, timeframe: str, candles: Mapping[str, Candles], *, guard: Callable[[], None] = _no_guard
@@ -126,7 +129,7 @@ class CandleStore:
     def _files(self, market: str, folder: str, names: tuple[str, ...]) -> MonthFiles:
         if not _SAFE_NAME.fullmatch(market):
             raise ValueError(f"market={market!r} cannot be a folder name; use letters, digits, '_' and '-' only")
-        return MonthFiles(self.root / market / folder, names)
+        return MonthFiles(self._place / market / folder, names)
 
 
 def _frozen(symbols: Iterable[str] | None) -> frozenset[str] | None:
