@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.metrics import block_mean, calibration_error, log_losses, skill_over_base_rate, trades_at_threshold
+from quant.metrics import (
+    block_mean,
+    calibration_error,
+    log_losses,
+    returns_per_period,
+    skill_over_base_rate,
+    trades_at_threshold,
+)
+from quant.sharpe import Trials, deflated_sharpe, sharpe_ratio
 
 MIN_CHAMPION_BLOCKS = 5
 
@@ -20,13 +28,15 @@ class GateBounds:
     ``min_t_stat`` is the confidence, as a t-statistic over blocks of time, with which the model must beat the
     window's own base rate (a rival that no model can be and that sees the future, so 1.5 is strict, see
     `quant.metrics.skill_over_base_rate`); ``min_return_t_stat`` that with which trades taken at the threshold must
-    earn money. Both must hold. ``max_champion_t_stat``
-    is how far below the champion the challenger may be before that counts as more than noise.
+    earn money; ``min_deflated_sharpe`` the probability that the Sharpe ratio of its days is not the luck of having
+    looked at the window several times. All must hold. ``max_champion_t_stat`` is how far below the champion the
+    challenger may be before that counts as more than noise.
     """
 
     min_trades: int = 30
     min_t_stat: float = 1.5
     min_return_t_stat: float = 1.0
+    min_deflated_sharpe: float = 0.90
     max_calibration_error: float = 0.10
     max_champion_t_stat: float = 1.0
 
@@ -36,6 +46,8 @@ class GateBounds:
         for name in ("min_t_stat", "min_return_t_stat", "max_calibration_error", "max_champion_t_stat"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.min_deflated_sharpe < 1:
+            raise ValueError(f"min_deflated_sharpe is {self.min_deflated_sharpe}; a probability below 1 can be reached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +68,28 @@ class GateResult:
 class UnseenWindow:
     """Predictions on the unseen window, one row per signal: arrays of length n.
 
-    ``y`` 0 or 1; ``probability`` of the challenger; ``net_return`` per trade after costs; ``time`` of the decision in
-    bars; ``allowed`` by the regime filter. ``champion`` holds the champion's probability, NaN where it does not cover
-    the symbol or had seen the row's time already; None without a champion.
+    ``y`` 0 or 1; ``probability`` of the challenger; ``net_return`` per trade after costs; ``time`` of the decision and
+    ``exit_time`` of the trade's end in bars; ``allowed`` by the regime filter. ``champion`` holds the champion's
+    probability, NaN where it does not cover the symbol or had seen the row's time already; None without a champion.
     """
 
     y: NDArray[np.int8]
     probability: NDArray[np.float64]
     net_return: NDArray[np.float64]
     time: NDArray[np.int64]
+    exit_time: NDArray[np.int64]
     allowed: NDArray[np.bool_]
     champion: NDArray[np.float64] | None = None
 
 
-def evaluate_gates(window: UnseenWindow, *, threshold: float, block: int, bounds: GateBounds) -> tuple[GateResult, ...]:
+def evaluate_gates(
+    window: UnseenWindow, *, threshold: float, block: int, day: int, bounds: GateBounds, trials: Trials
+) -> tuple[GateResult, ...]:
     """Hold a challenger against every gate; it may be promoted only if all passed.
 
     ``block`` is the length in bars of the blocks of time over which confidence is judged; it must exceed the label
-    horizon, since overlapping labels are one observation.
+    horizon, since overlapping labels are one observation. ``day`` is the length in bars of a period of the Sharpe
+    ratio; ``trials`` says how often the window has been looked at.
     """
     skill = skill_over_base_rate(window.y, window.probability, window.time, block=block)
     trades = trades_at_threshold(
@@ -111,6 +127,7 @@ def evaluate_gates(window: UnseenWindow, *, threshold: float, block: int, bounds
             if trades.trades
             else "no signal reaches the threshold, so no trade earned anything",
         ),
+        _sharpe_gate(window, threshold=threshold, day=day, bounds=bounds, trials=trials),
         GateResult(
             name="calibration",
             value=error,
@@ -126,6 +143,30 @@ def evaluate_gates(window: UnseenWindow, *, threshold: float, block: int, bounds
 
 def _at_least(name: str, value: float, bound: float, text: str) -> GateResult:
     return GateResult(name=name, value=value, bound=bound, passed=value >= bound, text=text)
+
+
+def _sharpe_gate(window: UnseenWindow, *, threshold: float, day: int, bounds: GateBounds, trials: Trials) -> GateResult:
+    """What is left of the Sharpe ratio of the taken trades after all looks at this window."""
+    returns = returns_per_period(
+        window.net_return,
+        window.exit_time,
+        (window.probability >= threshold) & window.allowed,
+        start=int(window.time.min()),
+        end=int(window.exit_time.max()),
+        period=day,
+    )
+    ratio = sharpe_ratio(returns)
+    value = 0.0 if ratio is None else deflated_sharpe(ratio, trials)
+    looks = "the first look" if trials.count == 1 else f"look number {trials.count}"
+    return _at_least(
+        "deflated_sharpe",
+        value,
+        bounds.min_deflated_sharpe,
+        f"no Sharpe ratio: {len(returns)} days without enough variation"
+        if ratio is None
+        else f"the Sharpe ratio is {ratio.value:.3f} ± {ratio.standard_error:.3f} a day over {ratio.n} days; at "
+        f"{looks} at this window it is real with probability {value:.2f} (needs {bounds.min_deflated_sharpe:g})",
+    )
 
 
 def _champion_gate(

@@ -145,3 +145,21 @@ def trades_at_threshold(
         precision=float(np.mean(y[taken] == 1)) if trades else math.nan,
         net_return=block_mean(net_return[taken], time[taken], block=block),
     )
+
+
+def returns_per_period(
+    net_return: Float,
+    exit_bar: NDArray[np.int64],
+    taken: NDArray[np.bool_],
+    *,
+    start: int,
+    end: int,
+    period: int,
+) -> Float:
+    """Return what the taken trades earned in each period of ``period`` bars from bar ``start`` to ``end``, float64[n].
+
+    In units of one trade's notional, booked when the trade ends; a period in which none ended earned 0. A ratio of
+    these does not depend on how large the trades are, as long as all are alike.
+    """
+    n = max(1, -(-(end - start + 1) // period))
+    return np.bincount((exit_bar[taken] - start) // period, weights=net_return[taken], minlength=n)

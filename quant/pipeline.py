@@ -19,7 +19,7 @@ Imports scikit-learn and LightGBM: for training processes only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from quant.metrics import (
     calibration_curve,
     calibration_error,
     log_loss,
+    returns_per_period,
     roc_auc,
     skill_over_base_rate,
     trades_at_threshold,
@@ -41,6 +42,7 @@ from quant.model import MetaModel, Probe, encode_features, fit_booster
 from quant.panel import Panel
 from quant.reasons import reason
 from quant.samples import Progress, Samples, TrainingError, make_samples
+from quant.sharpe import Trials, probabilistic_sharpe, probability_of_overfitting, sharpe_ratio
 from quant.timeframes import DAY_MS, timeframe_ms
 from quant.training_spec import TRAINING_MODES, TrainingSpec
 from quant.validation import PurgedWalkForward
@@ -50,6 +52,17 @@ __all__ = ["TRAINING_MODES", "TrainingError", "TrainingResult", "TrainingSpec", 
 THRESHOLD_CANDIDATES = 50
 MIN_TRADED_SHARE = 0.02
 PROBE_ROWS = 8
+OVERFITTING_THRESHOLDS = 12
+OVERFITTING_BLOCKS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """An earlier training's test window (ms) and the Sharpe ratio a day that it showed there."""
+
+    test_start_ms: int
+    test_end_ms: int
+    sharpe: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +97,13 @@ def train(
     progress: Progress,
     champion: MetaModel | None = None,
     gate_bounds: GateBounds | None = None,
+    looks: Iterable[Look] = (),
 ) -> TrainingResult:
     """Train, calibrate, choose the threshold, test and judge.
 
     ``progress(fraction, text)`` is called as work advances, also inside the fits, and may raise to stop them.
-    A ``champion`` is compared on the test rows that it has not seen and whose symbols it covers.
+    A ``champion`` is compared on the test rows that it has not seen and whose symbols it covers. ``looks`` are the
+    earlier trainings of the scope: those whose test window overlaps this one's have looked at it before.
     Raises TrainingError with a reason when the data does not allow a training.
     """
     bounds = gate_bounds or GateBounds()
@@ -98,7 +113,8 @@ def train(
         raise TrainingError(reason("ONE_SYMBOL_ONLY", training_mode=spec.training_mode, symbols=panel.n_symbols))
     data = make_samples(panel, spec, progress=progress)
     develop, test, n_symbols = data.development, data.test, len(data.symbols)
-    block = max(2 * spec.label.horizon, DAY_MS // panel.step_ms)
+    day = max(1, DAY_MS // panel.step_ms)
+    block = max(2 * spec.label.horizon, day)
 
     validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, progress)
     calibration = fit_platt(raw, validation.y, validation.weight)
@@ -137,26 +153,31 @@ def train(
         probability=probability,
         net_return=test.net_return,
         time=test.t0,
+        exit_time=test.t1,
         allowed=test.allowed,
         champion=asked,
     )
-    gates = evaluate_gates(window, threshold=threshold, block=block, bounds=bounds)
+    windows = {
+        "development_start_ms": _close_ms(panel, int(develop.t0[0])),
+        "development_end_ms": model.fit_end_ms,
+        "test_start_ms": _close_ms(panel, data.test_start),
+        "test_end_ms": _close_ms(panel, int(test.t1.max())),
+    }
+    trials = Trials.of([look.sharpe for look in looks if look.test_end_ms > windows["test_start_ms"]])
+    gates = evaluate_gates(window, threshold=threshold, block=block, day=day, bounds=bounds, trials=trials)
     champion_metrics = None
     if champion is not None and asked is not None and np.isfinite(asked).any():
         seen = np.flatnonzero(np.isfinite(asked))
-        champion_metrics = _measure(test.take(seen), asked[seen], champion.threshold, block)
+        champion_metrics = _measure(test.take(seen), asked[seen], champion.threshold, block=block, day=day)
     metrics = {
         "threshold": threshold,
         "trees": n_trees,
-        "windows": {
-            "development_start_ms": _close_ms(panel, int(develop.t0[0])),
-            "development_end_ms": model.fit_end_ms,
-            "test_start_ms": _close_ms(panel, data.test_start),
-            "test_end_ms": _close_ms(panel, int(test.t1.max())),
-        },
+        "windows": windows,
+        "looks": trials.count,
         "development_samples": len(develop),
-        "validation": _measure(validation, validated, threshold, block),
-        "test": _measure(test, probability, threshold, block),
+        "validation": _measure(validation, validated, threshold, block=block, day=day),
+        "test": _measure(test, probability, threshold, block=block, day=day),
+        "threshold_overfitting": _threshold_overfitting(validation, validated, day=day),
         "calibration_curve": calibration_curve(test.y, probability),
         "importance": _importance(booster),
     }
@@ -291,8 +312,38 @@ def _ask_champion(
     return answer
 
 
-def _measure(samples: Samples, probability: NDArray[np.float64], threshold: float, block: int) -> dict[str, Any]:
-    """Scores of a window as plain numbers, None where there is none (no trade, one class)."""
+def _daily_returns(
+    samples: Samples, probability: NDArray[np.float64], threshold: float, *, day: int
+) -> NDArray[np.float64]:
+    return returns_per_period(
+        samples.net_return,
+        samples.t1,
+        (probability >= threshold) & samples.allowed,
+        start=int(samples.t0.min()),
+        end=int(samples.t1.max()),
+        period=day,
+    )
+
+
+def _threshold_overfitting(samples: Samples, probability: NDArray[np.float64], *, day: int) -> float | None:
+    """How often the best of several thresholds is below their median elsewhere; None with too little to say.
+
+    The threshold is the one thing that a run picks by what it earned; about 0.5 means that picking it is luck.
+    """
+    thresholds = np.unique(np.quantile(probability, np.linspace(0.5, 0.98, OVERFITTING_THRESHOLDS)))
+    returns = np.stack([_daily_returns(samples, probability, each, day=day) for each in thresholds])
+    if len(thresholds) < 2 or returns.shape[1] < OVERFITTING_BLOCKS:
+        return None
+    return probability_of_overfitting(returns, blocks=OVERFITTING_BLOCKS)
+
+
+def _measure(
+    samples: Samples, probability: NDArray[np.float64], threshold: float, *, block: int, day: int
+) -> dict[str, Any]:
+    """Scores of a window as plain numbers, None where there is none (no trade, one class).
+
+    The Sharpe ratio is per day; ``turnover`` is the notional traded a day in notionals of one trade, both sides.
+    """
     skill = skill_over_base_rate(samples.y, probability, samples.t0, block=block)
     trades = trades_at_threshold(
         samples.y,
@@ -307,6 +358,8 @@ def _measure(samples: Samples, probability: NDArray[np.float64], threshold: floa
     everything = trades_at_threshold(
         samples.y, probability, samples.net_return, samples.t0, threshold=0.0, block=block, allowed=samples.allowed
     )
+    daily = _daily_returns(samples, probability, threshold, day=day)
+    ratio = sharpe_ratio(daily)
     numbers = {
         "samples": len(samples),
         "base_rate": float(np.mean(samples.y)),
@@ -322,6 +375,10 @@ def _measure(samples: Samples, probability: NDArray[np.float64], threshold: floa
         "net_return": trades.net_return.mean,
         "net_return_t": trades.net_return.t_stat,
         "net_return_of_all": everything.net_return.mean,
+        "turnover": 2 * trades.trades / len(daily),
+        "sharpe": math.nan if ratio is None else ratio.value,
+        "sharpe_error": math.nan if ratio is None else ratio.standard_error,
+        "probabilistic_sharpe": math.nan if ratio is None else probabilistic_sharpe(ratio),
     }
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 

@@ -7,6 +7,7 @@ periods in a year to annualise. No SciPy: web code may import this module.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import NormalDist
@@ -20,6 +21,7 @@ _NORMAL = NormalDist()
 _EULER_MASCHERONI = 0.5772156649015329
 _CONSTANT = 1e-12
 """Returns that differ by less than this share of their size are constant but for rounding."""
+_LEAST_FOR_VARIANCE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,30 @@ def expected_best_sharpe(*, trials: int, variance: float) -> float:
     return math.sqrt(variance) * best
 
 
-def deflated_sharpe(ratio: SharpeRatio, *, trials: int, variance: float | None = None) -> float:
-    """Return the probability that the true ratio exceeds what the best of ``trials`` lucky tries would show.
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """How many tries a window has been looked at with, this one included, and the variance of their ratios.
 
-    Without a ``variance`` among the tries, that of the ratio's own estimate is taken: tries that differ by luck only.
+    Without a ``variance`` that of the judged ratio's own estimate is taken: tries that differ by luck only.
+    """
+
+    count: int = 1
+    variance: float | None = None
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Trials:
+        """Return the tries before this one, by their ratios per period; fewer than five show no variance."""
+        variance = float(np.var(ratios)) if len(ratios) >= _LEAST_FOR_VARIANCE else None
+        return cls(count=len(ratios) + 1, variance=variance)
+
+
+def deflated_sharpe(ratio: SharpeRatio, trials: Trials) -> float:
+    """Return the probability that the true ratio exceeds what the best of so many lucky tries would show.
+
     Bailey and López de Prado 2014, eq. 9. With one try it is `probabilistic_sharpe`.
     """
-    if variance is None:
-        variance = ratio.standard_error**2
-    return probabilistic_sharpe(ratio, benchmark=expected_best_sharpe(trials=trials, variance=variance))
+    variance = ratio.standard_error**2 if trials.variance is None else trials.variance
+    return probabilistic_sharpe(ratio, benchmark=expected_best_sharpe(trials=trials.count, variance=variance))
 
 
 def least_track_record(ratio: SharpeRatio, *, benchmark: float = 0.0, confidence: float = 0.95) -> float:

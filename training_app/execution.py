@@ -28,7 +28,7 @@ from training_app.models import ActiveModel, ModelArtifact, TrainingRun
 
 if TYPE_CHECKING:
     from quant.model import MetaModel
-    from quant.pipeline import TrainingResult
+    from quant.pipeline import Look, TrainingResult
 
     Trainer = Callable[..., TrainingResult]
 
@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 HEARTBEATS_PER_LEASE = 4
 STALLED_LEASES, STALLED_SECONDS = 5, 300.0
 """A training that says nothing for this long is stuck: its heartbeats end, its lease expires, another takes the run."""
+MOST_LOOKS = 500
+"""More than that many earlier models can hardly share a test window; reading stays bounded."""
 
 
 class Stopped(Exception):  # noqa: N818 - it names what happened, like RunLost
@@ -183,6 +185,7 @@ def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse, tr
         progress=pulse.report,
         champion=_champion(run),
         gate_bounds=policies.gate_bounds(),
+        looks=_looks(run),
     )
     pulse.report(1.0, "writing the artifact")
     written = artifacts.write_artifact(
@@ -218,6 +221,18 @@ def read_panel(claim: services.Claim, run: TrainingRun) -> Panel:
     if panel.n_times == 0:
         raise TrainingError(reason("NO_CANDLES", symbols=len(codes), until=claim.data_end))
     return panel
+
+
+def _looks(run: TrainingRun) -> list[Look]:
+    """Return the test windows that earlier models of the scope were judged on, whatever became of them.
+
+    A model that no Sharpe ratio came of, because nothing reached its threshold, looked as well: it earned 0.
+    """
+    from quant.pipeline import Look
+
+    keys = ("metrics__windows__test_start_ms", "metrics__windows__test_end_ms", "metrics__test__sharpe")
+    rows = ModelArtifact.objects.filter(scope=run.scope).order_by("-pk").values_list(*keys)[:MOST_LOOKS]
+    return [Look(test_start_ms=start, test_end_ms=end, sharpe=sharpe or 0.0) for start, end, sharpe in rows if end]
 
 
 def _champion(run: TrainingRun) -> MetaModel | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
+from quant.sharpe import Trials
 
 N = 4_000
 
@@ -21,18 +22,19 @@ def make_window(*, knows: float, seed: int = 0, cost: float = 0.0) -> UnseenWind
         probability=probability,
         net_return=np.where(y == 1, 0.012, -0.009) - cost,
         time=np.arange(N, dtype=np.int64),
+        exit_time=np.arange(N, dtype=np.int64) + 12,
         allowed=np.ones(N, dtype=np.bool_),
     )
 
 
-def judge(window: UnseenWindow, **bounds: float) -> dict[str, GateResult]:
-    gates = evaluate_gates(window, threshold=0.5, block=48, bounds=GateBounds(**bounds))
+def judge(window: UnseenWindow, *, looks: int = 1, **bounds: float) -> dict[str, GateResult]:
+    gates = evaluate_gates(window, threshold=0.5, block=48, day=24, bounds=GateBounds(**bounds), trials=Trials(looks))
     return {gate.name: gate for gate in gates}
 
 
 def test_a_model_that_knows_passes_every_gate() -> None:
     gates = judge(make_window(knows=1.0))
-    assert list(gates) == ["skill", "trades", "net_return", "calibration"]
+    assert list(gates) == ["skill", "trades", "net_return", "deflated_sharpe", "calibration"]
     assert all(gate.passed for gate in gates.values())
     assert all(gate.text for gate in gates.values())
 
@@ -67,6 +69,21 @@ def test_a_lucky_level_is_no_skill() -> None:
     window = make_window(knows=0.0)
     lucky = replace(window, probability=np.full(N, 0.47), y=(np.arange(N) % 2).astype(np.int8))
     assert not judge(lucky)["skill"].passed
+
+
+def test_a_result_that_one_look_believes_is_luck_after_many_looks() -> None:
+    window = make_window(knows=1.0, cost=0.0022)
+    first, later = judge(window)["deflated_sharpe"], judge(window, looks=5_000)["deflated_sharpe"]
+    assert first.passed
+    assert "at the first look" in first.text
+    assert not later.passed
+    assert "look number 5000" in later.text
+
+
+def test_without_a_trade_there_is_no_sharpe_ratio() -> None:
+    gate = judge(make_window(knows=0.0))["deflated_sharpe"]
+    assert not gate.passed
+    assert "no Sharpe ratio" in gate.text
 
 
 def test_too_few_trades_fail() -> None:

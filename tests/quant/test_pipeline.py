@@ -17,7 +17,7 @@ from quant.candles import Candles
 from quant.label_spec import LabelSpec
 from quant.model import META_FILE, MODEL_FILE, MetaModel
 from quant.panel import Panel
-from quant.pipeline import TrainingError, TrainingResult, TrainingSpec, choose_threshold, train
+from quant.pipeline import Look, TrainingError, TrainingResult, TrainingSpec, choose_threshold, train
 from quant.reasons import code_of
 from quant.regime import RegimeSpec
 from quant.timeframes import DAY_MS, HOUR_MS
@@ -82,7 +82,7 @@ def result(panel: Panel) -> TrainingResult:
 def test_a_result_is_complete_and_plain(result: TrainingResult, panel: Panel) -> None:
     assert result.symbols == result.panel_symbols == panel.symbols
     assert result.dropped == {}
-    assert [gate.name for gate in result.gates] == ["skill", "trades", "net_return", "calibration"]
+    assert [gate.name for gate in result.gates] == ["skill", "trades", "net_return", "deflated_sharpe", "calibration"]
     assert (result.data_start_ms, result.data_end_ms) == (START, START + 100 * DAY_MS)
     assert result.data_hash == panel.content_hash()
     assert result.champion_metrics is None
@@ -91,6 +91,23 @@ def test_a_result_is_complete_and_plain(result: TrainingResult, panel: Panel) ->
     windows = result.metrics["windows"]
     assert windows["development_end_ms"] + SMALL.embargo_bars * HOUR_MS < windows["test_start_ms"]
     assert result.model.fit_end_ms == windows["development_end_ms"]
+
+
+def test_earlier_looks_at_the_test_window_are_counted_and_those_at_older_ones_are_not(
+    result: TrainingResult, panel: Panel
+) -> None:
+    start, end = result.metrics["windows"]["test_start_ms"], result.metrics["windows"]["test_end_ms"]
+    looks = [
+        Look(test_start_ms=start - DAY_MS, test_end_ms=end - DAY_MS, sharpe=0.1),
+        Look(test_start_ms=start, test_end_ms=end, sharpe=-0.1),
+        Look(test_start_ms=start - 40 * DAY_MS, test_end_ms=start, sharpe=0.3),
+    ]
+    again = train(panel, SMALL, progress=lambda fraction, text: None, looks=looks)
+    assert result.metrics["looks"] == 1
+    assert again.metrics["looks"] == 3
+    first, later = ({gate.name: gate for gate in each.gates}["deflated_sharpe"] for each in (result, again))
+    assert later.value < first.value
+    assert again.model.booster_text == result.model.booster_text  # it is judged more strictly, and is the same model
 
 
 def test_the_model_that_was_tested_is_the_one_that_is_shipped(result: TrainingResult, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from purgedcv import (
 )
 
 from quant.sharpe import (
+    Trials,
     deflated_sharpe,
     expected_best_sharpe,
     least_track_record,
@@ -48,7 +49,7 @@ def test_the_deflated_sharpe_ratio_equals_that_of_purgedcv(seed: int, trials: in
     ratio = sharpe_ratio(returns)
     assert ratio is not None
     expected = deflated_sharpe_ratio(returns, n_trials=trials, var_sharpe=variance)
-    assert deflated_sharpe(ratio, trials=trials, variance=variance) == pytest.approx(expected, abs=1e-9)
+    assert deflated_sharpe(ratio, Trials(trials, variance)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(seeds)
@@ -90,9 +91,9 @@ def test_more_tries_leave_less_of_a_ratio_and_the_best_of_many_without_skill_is_
     ratios = [each.value for each in tries if each is not None]
     best = max((each for each in tries if each is not None), key=lambda each: each.value)
     assert probabilistic_sharpe(best) > 0.99  # believed by whoever does not know of the other 199
-    assert deflated_sharpe(best, trials=200, variance=float(np.var(ratios))) < 0.75
+    assert deflated_sharpe(best, Trials.of(ratios[1:])) < 0.75
     assert max(ratios) == pytest.approx(expected_best_sharpe(trials=200, variance=float(np.var(ratios))), rel=0.3)
-    left = [deflated_sharpe(best, trials=n) for n in (1, 2, 10, 100, 1000)]
+    left = [deflated_sharpe(best, Trials(n)) for n in (1, 2, 10, 100, 1000)]
     assert left == sorted(left, reverse=True)
     assert left[0] == probabilistic_sharpe(best)
 
@@ -118,3 +119,9 @@ def test_too_little_to_judge_overfitting_is_named(shape: tuple[int, int], blocks
 def test_impossible_numbers_of_tries_are_refused() -> None:
     with pytest.raises(ValueError, match="trials is 0"):
         expected_best_sharpe(trials=0, variance=0.1)
+
+
+def test_too_few_tries_show_no_variance() -> None:
+    assert Trials.of([]) == Trials(1)
+    assert Trials.of([0.1, 0.2]) == Trials(3, None)
+    assert Trials.of([0.1] * 5) == Trials(6, 0.0)
