@@ -25,6 +25,9 @@ EXCUSED_SKIPS = (NEEDS_POSTGRESQL,)
 #: Fixtures of pytest-django that give a test the database without the mark `django_db`.
 DATABASE_FIXTURES = frozenset({"db", "transactional_db", "django_db_setup", "live_server", "admin_user"})
 
+#: Marks of tests that take long; a file with tests of several of them takes longest.
+LONG = ("soak", "slow", "browser")
+
 # Compiling a numba kernel takes longer than any deadline that would be useful for the examples after it.
 hypothesis.settings.register_profile("default", deadline=None)
 # The same examples on every run: a submission is judged by its change, not by its luck. Failures print their blob.
@@ -47,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         part.mkdir()
         setattr(settings, name, part)
     settings.DATA_DIR = folder
+    # Django's own hasher takes a third of a second by design; what tests hash is no secret.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     _let_transactions_idle(settings.DATABASES["default"])
 
 
@@ -130,7 +135,7 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any], chromium:
 # --- Markers that fixtures imply, and skips that are failures in CI ---
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from django.conf import settings
 
     on_postgresql = "postgresql" in settings.DATABASES["default"]["ENGINE"]
@@ -146,6 +151,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("redis")
         if item.get_closest_marker("postgres") and not on_postgresql:
             item.add_marker(pytest.mark.skip(reason=NEEDS_POSTGRESQL))
+    if hasattr(config, "workerinput"):  # alone, pytest-django's order of tests by what they do to the database counts
+        _long_files_first(items)
+
+
+def _long_files_first(items: list[pytest.Item]) -> None:
+    """Whole files go to the processes of pytest-xdist: a long one that begins last is waited for by all others."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(name for name in LONG if item.get_closest_marker(name))
+    items.sort(key=lambda item: len(marks[item.path]), reverse=True)  # stable: else it stays random
 
 
 _skipped: dict[str, str] = {}

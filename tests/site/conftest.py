@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from django.apps import apps
@@ -47,9 +46,8 @@ def now(db: None) -> Iterator[clock.SimulatedClock]:
 
 
 @pytest.fixture
-def people(db: None, settings: Any) -> dict[str, User]:
+def people(db: None) -> dict[str, User]:
     """A person per role, and `nobody` who may log in to nothing."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast; what it hashes is no secret
     setup_steps.create_groups()
     found = {"nobody": User.objects.create_user("nobody", password=PASSWORD)}
     for role in ROLES:
