@@ -30,9 +30,8 @@ expect.set_options(timeout=30_000)  # milliseconds: the default of 5 s is little
 
 
 @pytest.fixture
-def world(transactional_db: None, settings: Any) -> Iterator[None]:
+def world(transactional_db: None) -> Iterator[None]:
     """A bot, a blocked symbol with candles and a decision, a training that runs, and somebody who may do anything."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     with clock.simulated(make.EPOCH), queue.capture():
         User.objects.create_superuser("root", password=PASSWORD)
         symbol = make.SymbolFactory(code=CODE)
@@ -42,7 +41,9 @@ def world(transactional_db: None, settings: Any) -> Iterator[None]:
             at = make.EPOCH - dt.timedelta(hours=30 - hour)
             make.EquityPointFactory(bot=bot, at=at, equity=10_000.0 + 10 * hour, drawdown=0.001 * (hour % 3))
         make.DecisionFactory(bot=bot, symbol=symbol, side=1, probability=0.61, outcome="ENTER", reason="")
-        make.RunSymbolFactory(run=make.TrainingRunFactory(running=True, stage="fold 1 of 3", progress=0.2))
+        make.RunSymbolFactory(
+            run=make.TrainingRunFactory(running=True, stage="fold 1 of 3", progress=0.2, log="read " * 99)
+        )
         write_candles()
         yield
 
@@ -157,10 +158,13 @@ def test_nothing_scrolls_sideways_on_a_phone(watched: Watched, live_server: Any)
     page = watched.page
     page.set_viewport_size({"width": 390, "height": 844})
     symbol = Block.objects.get().symbol_id
-    for path in ("/", "/symbols/", f"/symbols/{symbol}/", "/admin/coverage_app/symbol/"):
+    run_page = f"/admin/training_app/trainingrun/{TrainingRun.objects.get().pk}/change/"
+    for path in ("/", "/symbols/", f"/symbols/{symbol}/", "/admin/coverage_app/symbol/", run_page):
         page.goto(live_server.url + path)
         expect(page.locator("h1, #content").first).to_be_attached()
         assert no_sideways_scrolling(page), path
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert no_sideways_scrolling(page), "the page of a run, on a small notebook"
 
 
 def test_a_page_that_gets_no_answer_says_that_it_is_stale(watched: Watched) -> None:
