@@ -10,7 +10,7 @@ from ops_app.jobs import Job
 MINUTE = timedelta(minutes=1)
 LIGHT = "light"
 
-TASKS = "coverage_app.tasks"
+TASKS, SELECTORS = "coverage_app.tasks", "coverage_app.selectors"
 
 jobs.register(
     Job(
@@ -19,7 +19,7 @@ jobs.register(
         MINUTE,
         LIGHT,
         "Look at what the exchange lists, when due.",
-        due=f"{TASKS}.universe_is_due",
+        due=f"{SELECTORS}.universe_is_due",
     )
 )
 jobs.register(
@@ -29,7 +29,7 @@ jobs.register(
         MINUTE,
         LIGHT,
         "Fetch candles of the symbols that lack some.",
-        due=f"{TASKS}.candles_are_due",
+        due=f"{SELECTORS}.candles_are_due",
     )
 )
 jobs.register(
@@ -39,7 +39,7 @@ jobs.register(
         MINUTE,
         LIGHT,
         "Judge the symbols that are due.",
-        due=f"{TASKS}.judging_is_due",
+        due=f"{SELECTORS}.judging_is_due",
     )
 )
 jobs.after("universe", "ingest")

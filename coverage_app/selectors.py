@@ -11,7 +11,17 @@ from django.db.models import Count, Max, Min, Q
 
 from coverage_app.models import Block, Symbol, UniverseRefresh
 from coverage_app.querysets import BlockQuerySet, SymbolQuerySet
+from ops_app import clock
 from ops_app.models import Event
+from ops_app.prepared import Prepared
+
+# Asked on every pass, so compiled once.
+_next_refresh = Prepared(
+    lambda market: UniverseRefresh.objects.filter(market=market).order_by("-id").values_list("next_refresh_at")[:1]
+)
+_due_for_ingest = Prepared(lambda market, *, now: Symbol.objects.of_market(market).due_for_ingest(now=now))
+_due_for_evaluation = Prepared(lambda market, *, now: Symbol.objects.of_market(market).due_for_evaluation(now=now))
+_back_off_ended = Prepared(lambda market, *, now: Block.objects.back_off_ended(now=now).filter(symbol__market=market))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,23 @@ def symbol_timeline(symbol: Symbol, *, limit: int = 200) -> list[TimelineEntry]:
 def newest_refresh(market: str | None = None) -> UniverseRefresh | None:
     """Return the last look at what the exchange lists, or None before the first."""
     return UniverseRefresh.objects.filter(market=market or settings.EXCHANGE_MARKET).order_by("-id").first()
+
+
+def universe_is_due(market: str | None = None) -> bool:
+    """Return whether the universe was never looked at, or is to be looked at again (1 query)."""
+    newest = _next_refresh.rows(market or settings.EXCHANGE_MARKET)
+    return not newest or newest[0][0] <= clock.market_now()
+
+
+def candles_are_due(market: str | None = None) -> bool:
+    """Return whether a symbol lacks candles (1 query)."""
+    return _due_for_ingest.exists(market or settings.EXCHANGE_MARKET, now=clock.market_now())
+
+
+def judging_is_due(market: str | None = None) -> bool:
+    """Return whether a symbol, or the end of a back-off, waits for the evaluation (2 queries)."""
+    market, now = market or settings.EXCHANGE_MARKET, clock.market_now()
+    return _due_for_evaluation.exists(market, now=now) or _back_off_ended.exists(market, now=now)
 
 
 def _name(user: User | None) -> str:

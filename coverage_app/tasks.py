@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from coverage_app import services
-from coverage_app.choices import BACK_OFF_REASONS
-from coverage_app.models import Block, Symbol
-from coverage_app.selectors import newest_refresh
 from ops_app import clock, jobs, queue
 from ops_app.models import JobRun
 from quant.timeframes import to_ms
 
 EVALUATE_JOB = "evaluate"
-
-
-def universe_is_due() -> bool:
-    newest = newest_refresh()
-    return newest is None or newest.next_refresh_at <= clock.market_now()
-
-
-def candles_are_due() -> bool:
-    return Symbol.objects.of_market(settings.EXCHANGE_MARKET).due_for_ingest(now=clock.market_now()).exists()
-
-
-def judging_is_due() -> bool:
-    """Return whether a symbol, or the end of a back-off, waits for the evaluation."""
-    now = clock.market_now()
-    market = settings.EXCHANGE_MARKET
-    if Symbol.objects.of_market(market).due_for_evaluation(now=now).exists():
-        return True
-    ended = Block.objects.due(now=now).filter(symbol__market=market, reason__in=BACK_OFF_REASONS)
-    return ended.exists()
 
 
 def universe_task() -> str:

@@ -16,6 +16,7 @@ from django.db.models import Q
 from ops_app import clock
 from ops_app.choices import AlertState, Severity
 from ops_app.models import Alert
+from ops_app.prepared import Prepared
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,8 @@ MAX_ATTEMPTS = 10
 FIRST_BACK_OFF = timedelta(seconds=30)
 LONGEST_BACK_OFF = timedelta(hours=1)
 BATCH = 20
+
+_pending = Prepared(lambda: Alert.objects.filter(state=AlertState.PENDING))
 
 
 def raise_alert(key: str, text: str, severity: str = Severity.WARNING) -> Alert | None:
@@ -62,7 +65,7 @@ def apprise_notifier(urls: tuple[str, ...]) -> Callable[[str, str], bool]:
 
 def are_pending() -> bool:
     """Return whether an alert waits to be sent or shown."""
-    return Alert.objects.filter(state=AlertState.PENDING).exists()
+    return _pending.exists()
 
 
 def send_pending(*, notify: Callable[[str, str], bool] | None = None) -> str:

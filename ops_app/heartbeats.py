@@ -12,6 +12,13 @@ from django.db.models import F
 
 from ops_app import clock
 from ops_app.models import Heartbeat
+from ops_app.prepared import Prepared
+
+_ages = Prepared(
+    lambda *, database_now: Heartbeat.objects.annotate(database_now=database_now).values_list(
+        "beat_at", "ttl_seconds", "database_now"
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,12 @@ def pulses(*, kind: str | None = None) -> list[Pulse]:
         )
         for row in rows
     ]
+
+
+def any_dead() -> bool:
+    """Return whether `dead()` would find one (1 query)."""
+    rows = _ages.rows(database_now=clock.database_now())
+    return any(now - beat_at > timedelta(seconds=ttl) for beat_at, ttl, now in rows)
 
 
 def dead() -> list[Pulse]:

@@ -7,15 +7,18 @@ from datetime import timedelta
 from ops_app import alerts, clock, heartbeats
 from ops_app.choices import Severity
 from ops_app.models import Alert, JobRun
+from ops_app.prepared import Prepared
 
 KEEP_JOB_RUNS = timedelta(days=2)
 KEEP_FAILURES = timedelta(days=14)
 PREFIX = "silent:"
 
+_open_alerts = Prepared(lambda: Alert.objects.filter(key__startswith=PREFIX, resolved_at__isnull=True))
+
 
 def is_due() -> bool:
     """Return whether a process is silent, or was when somebody last looked."""
-    return bool(heartbeats.dead()) or Alert.objects.filter(key__startswith=PREFIX, resolved_at__isnull=True).exists()
+    return heartbeats.any_dead() or _open_alerts.exists()
 
 
 def watch_heartbeats() -> str:

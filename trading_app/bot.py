@@ -22,6 +22,7 @@ from marketdata.store import CandleStore
 from ops_app import alerts, clock, heartbeats, leases
 from ops_app.choices import Severity
 from ops_app.leases import LeaseLost, LeaseToken
+from ops_app.prepared import Prepared
 from quant.policy import back_off_ms
 from quant.timeframes import timeframe_ms
 from trading_app import takeover
@@ -49,6 +50,13 @@ PASS_SECONDS, MIN_PASS_SECONDS, LEAST_PASS_SECONDS = 60.0, 1.0, 0.1
 PASSES_PER_BAR = 4
 """A clock so fast that a bar lasts a second or two gets shorter passes, so that no bar closes between two of them."""
 SLICE_SECONDS = 1.0
+
+_row = Prepared(
+    lambda pk: Bot.objects.filter(pk=pk).values_list(
+        Subquery(ActiveModel.objects.order_by("-generation").values("generation")[:1]),
+        *(column.attname for column in Bot._meta.concrete_fields),
+    )
+)
 
 
 @dataclass(slots=True)
@@ -200,11 +208,10 @@ class BotRunner:
 
     def _read_row(self) -> int:
         """Read what people want, and the newest generation of a model, in one query."""
-        newest = ActiveModel.objects.order_by("-generation").values("generation")[:1]
-        row = Bot.objects.annotate(newest_generation=Subquery(newest)).get(pk=self.bot.pk)
-        for column in Bot._meta.concrete_fields:
-            setattr(self.bot, column.attname, getattr(row, column.attname))
-        return int(row.newest_generation or 0)
+        ((newest_generation, *values),) = _row.rows(self.bot.pk)
+        for column, value in zip(Bot._meta.concrete_fields, values, strict=True):
+            setattr(self.bot, column.attname, value)
+        return int(newest_generation or 0)
 
     @property
     def _heartbeat_name(self) -> str:

@@ -18,6 +18,7 @@ from django.db import connection, transaction
 
 from coverage_app import market as sources
 from coverage_app.models import Symbol
+from coverage_app.selectors import candles_are_due
 from coverage_app.services.evaluation import hasten
 from exchanges.errors import ExchangeError, ExchangeUnavailableError, MarketDataError
 from exchanges.port import MarketData
@@ -82,7 +83,7 @@ def ring_ingest(*, market: str | None = None) -> int:
     """
     market = market or settings.EXCHANGE_MARKET
     now = clock.market_now()
-    if not Symbol.objects.of_market(market).due_for_ingest(now=now).exists():
+    if not candles_are_due(market):
         return 0
     with transaction.atomic():
         due = Symbol.objects.of_market(market).due_for_ingest(now=now)

@@ -6,15 +6,21 @@ import datetime as dt
 from dataclasses import dataclass, field
 
 from django.conf import settings
-from django.db.models import Max
 
 from coverage_app.models import Symbol
 from ops_app import clock
+from ops_app.prepared import Prepared
 from quant.timeframes import floor_ms, from_ms, timeframe_ms, to_ms
 from trading_app.report import TickReport
 from tradingsite.soak.judge import LoopJudge
 from training_app.choices import OPEN_STATES, ActivationState, RunTrigger
 from training_app.models import Activation, ActiveModel, ArtifactSymbol, ModelArtifact, TrainingRun
+from training_app.querysets import RunQuerySet
+
+# Looked at after every pass.
+_evaluated = Prepared(lambda *, now: Symbol.objects.filter(last_evaluated_at=now).order_by("pk").values_list("code"))
+_newest_run = Prepared(lambda: TrainingRun.objects.order_by("-pk").values_list("pk")[:1])
+_newest_generation = Prepared(lambda: ActiveModel.objects.order_by("-generation").values_list("generation")[:1])
 
 LATEST_DECISION = dt.timedelta(minutes=15)
 """The bot may wait this long for a late candle before it decides a bar without it."""
@@ -37,15 +43,19 @@ class WorkWatch:
     _open: set[int] = field(default_factory=set)
 
     def look(self, now: dt.datetime) -> None:
-        for code in Symbol.objects.filter(last_evaluated_at=now).values_list("code", flat=True):
+        for (code,) in _evaluated.rows(now=now):
             self.judge.evaluated(code, now)
-        for run in TrainingRun.objects.filter(pk__gt=self._newest_run).select_related("scope").order_by("pk"):
+        ((newest_run,),) = _newest_run.rows() or [(0,)]
+        for run in self._new_runs() if newest_run > self._newest_run else ():
             self._newest_run = run.pk
             self._forget_ended()
             symbols = run.run_symbols.values_list("symbol__code", flat=True)
             self.judge.run_requested(str(run.pk), list(symbols), cause=verified_cause(run))
             self._open.add(run.pk)
         self._forget_ended()
+
+    def _new_runs(self) -> RunQuerySet:
+        return TrainingRun.objects.filter(pk__gt=self._newest_run).select_related("scope").order_by("pk")
 
     def _forget_ended(self) -> None:
         if not self._open:
@@ -83,7 +93,7 @@ class BotWatch:
     _visible: int = 0
 
     def before(self) -> None:
-        self._visible = ActiveModel.objects.aggregate(newest=Max("generation"))["newest"] or 0
+        ((self._visible,),) = _newest_generation.rows() or [(0,)]
 
     def after(self, report: TickReport) -> None:
         if report.models_loaded:

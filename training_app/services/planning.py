@@ -14,6 +14,7 @@ from django.db.models import Exists, Max, OuterRef
 
 from coverage_app import selectors as coverage_selectors
 from ops_app import clock
+from ops_app.prepared import Prepared
 from quant.compatibility import check_compatibility
 from quant.policy import RunCause, RunDecision, ScopeFacts, run_due
 from quant.reasons import reason
@@ -25,6 +26,16 @@ from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbo
 from training_app.services.requests import request_run
 
 log = structlog.get_logger(__name__)
+
+_waited = Prepared(
+    lambda market, training_mode, timeframe, *, now: TrainingScope.objects.filter(
+        ~Exists(TrainingRun.objects.open().filter(scope=OuterRef("pk"))),
+        market=market,
+        training_mode=training_mode,
+        timeframe=timeframe,
+        not_before__lte=now,
+    )
+)
 
 
 @dataclass(slots=True)
@@ -76,14 +87,8 @@ def plan_waiting() -> int:
     A sweeper calls it: with a fast clock a debounce of ten minutes is over long before the plan's next slot. Idle: one
     read.
     """
-    waited = TrainingScope.objects.filter(
-        ~Exists(TrainingRun.objects.open().filter(scope=OuterRef("pk"))),
-        market=settings.EXCHANGE_MARKET,
-        training_mode=settings.TRAINING_MODE,
-        timeframe=settings.TIMEFRAME,
-        not_before__lte=clock.market_now(),
-    )
-    return len(plan()) if waited.exists() else 0
+    of_mode = settings.EXCHANGE_MARKET, settings.TRAINING_MODE, settings.TIMEFRAME
+    return len(plan()) if _waited.exists(*of_mode, now=clock.market_now()) else 0
 
 
 def train_now(*, user: User | None = None, symbols: Collection[int] | None = None) -> list[TrainingRun]:

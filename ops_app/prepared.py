@@ -1,0 +1,121 @@
+"""Reads that happen on every pass, compiled once per process: Django needs ten times longer to write such SQL than
+SQLite needs to answer it.
+
+    _due = Prepared(lambda market, *, now: Symbol.objects.of_market(market).due_for_ingest(now=now))
+    _due.exists(settings.EXCHANGE_MARKET, now=clock.market_now())
+
+Positional arguments become part of the text, once for each value. Keyword arguments are the times, which differ at each
+call: a datetime, or what `clock.database_now()` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db import connection
+from django.db.models import Expression, QuerySet, Value
+
+Time = datetime | Expression
+MARKERS = datetime(1901, 2, 3, 4, 5, 6, 700_001, tzinfo=UTC), datetime(1911, 12, 13, 14, 15, 16, 170_001, tzinfo=UTC)
+"""Stand for the times while a query is compiled; nothing in this database is that old."""
+
+
+class PreparationError(RuntimeError):
+    """A query cannot be compiled once for all times: its text or other parameters depend on them."""
+
+
+class _Compiled(NamedTuple):
+    sql: str
+    parameters: tuple[Any, ...]
+    places: tuple[tuple[int, str], ...]  # index of a parameter, name of the time that belongs there
+    convert: Callable[[list[Any]], list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A query before it knows its times: what it asks for, and which of its times the database tells itself."""
+
+    exists: bool
+    vendor: str
+    key: tuple[Hashable, ...]
+    names: tuple[str, ...]
+
+
+class Prepared:
+    """A query of the default database. `build(*key, **times)` returns its queryset, and is called twice for each key.
+
+    Raises PreparationError for one whose SQL depends on its times in any other way than through their values.
+    """
+
+    def __init__(self, build: Callable[..., QuerySet[Any, Any]]) -> None:
+        self._build = build
+        self._compiled: dict[_Shape, _Compiled] = {}
+
+    def exists(self, *key: Hashable, **times: Time) -> bool:
+        """Return whether the query has a row (1 query)."""
+        return bool(self._run(key, times, exists=True))
+
+    def rows(self, *key: Hashable, **times: Time) -> list[tuple[Any, ...]]:
+        """Return the rows of the query, which names its columns with `values_list` (1 query)."""
+        return self._run(key, times, exists=False)
+
+    def _run(self, key: tuple[Hashable, ...], times: dict[str, Time], *, exists: bool) -> list[tuple[Any, ...]]:
+        values = {}
+        for name, time in times.items():
+            value = time.value if isinstance(time, Value) else time  # a simulated clock's Value is a time like others
+            if isinstance(value, datetime):
+                values[name] = value
+        shape = _Shape(exists, connection.vendor, key, tuple(values))
+        compiled = self._compiled.get(shape)
+        if compiled is None:
+            compiled = self._compiled[shape] = self._compile(shape, times)
+        parameters = list(compiled.parameters)
+        for index, name in compiled.places:
+            parameters[index] = connection.ops.adapt_datetimefield_value(values[name])
+        with connection.cursor() as cursor:
+            cursor.execute(compiled.sql, parameters)
+            return compiled.convert(cursor.fetchall())
+
+    def _compile(self, shape: _Shape, times: dict[str, Time]) -> _Compiled:
+        """Compile it with two sets of markers; what differs between the two are the places of the times."""
+        first, second = (self._with_markers(shape, times, marker) for marker in MARKERS)
+        if first.sql != second.sql or len(first.parameters) != len(second.parameters):
+            raise PreparationError(f"the text of this query depends on its times: {first.sql}")
+        pairs = enumerate(zip(first.parameters, second.parameters, strict=True))
+        differ = {index for index, (one, other) in pairs if one != other}
+        if differ != {index for index, _ in first.places} or first.places != second.places:
+            raise PreparationError(f"a parameter of this query is computed from its times: {first.sql}")
+        lacking = set(shape.names) - {name for _, name in first.places}
+        if lacking:
+            raise PreparationError(f"this query does not use {', '.join(sorted(lacking))}: {first.sql}")
+        return first
+
+    def _with_markers(self, shape: _Shape, times: dict[str, Time], marker: datetime) -> _Compiled:
+        markers = {name: marker + timedelta(days=number) for number, name in enumerate(shape.names)}
+        stand_ins = {name: _like(times[name], value) for name, value in markers.items()}
+        queryset = self._build(*shape.key, **{**times, **stand_ins})
+        if queryset.db != connection.alias:
+            raise PreparationError(f"this query goes to the database {queryset.db!r}, not to {connection.alias!r}")
+        query = queryset.query.exists() if shape.exists else queryset.query
+        compiler = query.get_compiler(connection=connection)
+        sql, parameters = compiler.as_sql()
+        named = {connection.ops.adapt_datetimefield_value(value): name for name, value in markers.items()}
+        places = tuple(
+            (index, named[parameter])
+            for index, parameter in enumerate(parameters)
+            if isinstance(parameter, str | datetime) and parameter in named
+        )
+        converters = compiler.get_converters([column for column, *_ in compiler.select])
+
+        def convert(rows: list[Any]) -> list[tuple[Any, ...]]:
+            converted: Iterator[Any] = compiler.apply_converters(rows, converters) if converters else iter(rows)
+            return [tuple(row) for row in converted]
+
+        return _Compiled(sql, tuple(parameters), places, convert)
+
+
+def _like(time: Time, value: datetime) -> Time:
+    return Value(value, output_field=time.output_field) if isinstance(time, Value) else value
