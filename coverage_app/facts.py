@@ -20,6 +20,9 @@ class EpochMs(Func):
 
     output_field = BigIntegerField()
 
+    def get_db_converters(self, _connection: Any) -> list[Any]:
+        return []  # both databases give an int or None: Django's own converter is called 5 times a row for nothing
+
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         template = "CAST(ROUND((JULIANDAY(%(expressions)s) - 2440587.5) * 86400000) AS INTEGER)"
         return super().as_sql(compiler, connection, template=template, **context)
@@ -34,7 +37,7 @@ FACT_COLUMNS = (
     EpochMs("last_candle_at"), "candle_count", "expected_count", "largest_gap_bars",
     EpochMs("unbroken_since"), "price_break", "ingest_error", "ingest_failures",
 )  # fmt: skip
-"""What `facts_of` takes, in its order: for `values_list`."""
+"""The fields of SymbolFacts, in their order: for `values_list`."""
 
 
 STALE_AFTER_BARS = 3
@@ -62,41 +65,6 @@ def evaluation_interval() -> dt.timedelta:
     return dt.timedelta(seconds=settings.EVALUATION_INTERVAL)
 
 
-def facts_of(
-    code: str,
-    in_universe: bool,
-    universe_reason: str,
-    listed_ms: int | None,
-    delisted_ms: int | None,
-    history_start_ms: int | None,
-    last_candle_ms: int | None,
-    candle_count: int,
-    expected_count: int,
-    largest_gap_bars: int,
-    unbroken_since_ms: int | None,
-    price_break: str,
-    ingest_error: str,
-    ingest_failures: int,
-) -> SymbolFacts:
-    """Return the facts of one row of FACT_COLUMNS."""
-    return SymbolFacts(
-        symbol=code,
-        in_universe=in_universe,
-        universe_reason=universe_reason,
-        listed_ms=listed_ms,
-        delisted_ms=delisted_ms,
-        history_start_ms=history_start_ms,
-        last_candle_ms=last_candle_ms,
-        candle_count=candle_count,
-        expected_count=expected_count,
-        largest_gap_bars=largest_gap_bars,
-        unbroken_since_ms=unbroken_since_ms,
-        price_break=price_break or None,
-        ingest_error=ingest_error or None,
-        failures=ingest_failures,
-    )
-
-
 def symbol_facts(symbol: Symbol) -> SymbolFacts:
     """Return the facts of one symbol (1 query)."""
-    return facts_of(*Symbol.objects.filter(pk=symbol.pk).values_list(*FACT_COLUMNS).get())
+    return SymbolFacts(*Symbol.objects.filter(pk=symbol.pk).values_list(*FACT_COLUMNS).get())

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from django.apps import apps
+from django.db import connection
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from coverage_app.choices import BACK_OFF_REASONS, TRADING_REASONS
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
 class SymbolQuerySet(QuerySet["Symbol"]):
     def of_market(self, market: str) -> SymbolQuerySet:
         return self.filter(market=market)
+
+    def claimable(self) -> SymbolQuerySet:
+        """These rows, taken by this transaction; without those that another has. SQLite lets one write at a time."""
+        if not connection.features.has_select_for_update_skip_locked:
+            return self
+        return self.select_for_update(skip_locked=True, no_key=True)
+
+    def locked(self) -> SymbolQuerySet:
+        """These rows for an update in a transaction, locked by primary key one after the other.
+
+        Two processes that lock many rows in different orders may wait for each other: PostgreSQL ends one with an
+        error. In one order they never both wait.
+        """
+        if not connection.features.has_select_for_update:
+            return self
+        in_order = self.order_by("pk").select_for_update(no_key=True)
+        return SymbolQuerySet(self.model).filter(pk__in=in_order.values("pk"))
 
     def due_for_evaluation(self, *, now: dt.datetime) -> SymbolQuerySet:
         """New symbols (no time yet) wait until their history was asked for: judged sooner, all would be too short."""

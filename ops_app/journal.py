@@ -42,20 +42,16 @@ def record_many(
     entries: Iterable[tuple[str, str, str]], *, severity: str = Severity.INFO, user: User | None = None
 ) -> int:
     """Write down (kind, subject, text) triples in one statement, however many; returns their number."""
-    now, real = clock.market_now(), clock.real_now()
-    events = [
-        Event(
-            created_at=now,
-            recorded_at=real,
-            severity=severity,
-            kind=kind,
-            subject=subject[:120],
-            text=text,
-            user=user,
-        )
-        for kind, subject, text in entries
-    ]
+    events = [(kind, subject[:120], text) for kind, subject, text in entries]
     if events:
-        bulk.insert_rows(events)
-        log.info("journal", count=len(events), first=f"{events[0].kind} {events[0].subject}: {events[0].text}")
+        kinds, subjects, texts = zip(*events, strict=True)
+        bulk.insert_columns(
+            Event,
+            {"kind": kinds, "subject": subjects, "text": texts},
+            created_at=clock.market_now(),
+            recorded_at=clock.real_now(),
+            severity=severity,
+            user_id=None if user is None else user.pk,
+        )
+        log.info("journal", count=len(events), first=f"{kinds[0]} {subjects[0]}: {texts[0]}")
     return len(events)

@@ -51,6 +51,11 @@ def _pair(key: str, value: object) -> str:
 
 
 def _text(value: object) -> str:
+    kind = type(value)  # by far the most are plain numbers: an abstract type costs ten times as much to ask
+    if kind is float:
+        return f"{value:.4g}"
+    if kind is int:
+        return str(value)
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -190,7 +190,7 @@ def evaluate_now(*, symbol_ids: Iterable[int], user: User) -> Outcome:
 
 
 def _evaluate_soon(symbol_ids: list[int]) -> int:
-    changed = Symbol.objects.filter(pk__in=symbol_ids).update(next_evaluation_at=clock.market_now())
+    changed = Symbol.objects.filter(pk__in=symbol_ids).locked().update(next_evaluation_at=clock.market_now())
     queue.enqueue(EVALUATE_TASK)
     return changed
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import F, Q
+from django.db.models.functions import Greatest
 
 from coverage_app import facts
 from coverage_app.choices import BACK_OFF_REASONS, COVERAGE_REASONS
@@ -32,7 +33,8 @@ from quant.timeframes import from_ms, to_ms
 log = structlog.get_logger(__name__)
 
 FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * 60_000, 6 * 3_600_000
-BLOCK_FIELDS = ("evidence", "permanent", "recheck_at", "failures", "closed_at", "close_reason")
+BLOCK_FIELDS = ("evidence", "permanent", "recheck_at", "failures")
+NEW_BLOCK = ("symbol_id", "reason", "evidence", "permanent", "recheck_at", "failures")
 COLUMNS = ("pk", "evaluation_failures", "evaluations", *facts.FACT_COLUMNS)
 
 
@@ -75,27 +77,24 @@ class _OpenBlock(NamedTuple):
     reason: str
     evidence: str
     permanent: bool
-    recheck_at: dt.datetime | None
-    failures: int
+    recheck_ms: int | None
 
 
 @dataclass(slots=True)
 class _Differences:
-    """What a pass has to write."""
+    """What a pass has to write. `new` has a column for each of NEW_BLOCK; the others are {primary key: values}."""
 
-    new: list[Block] = field(default_factory=list)
-    blocks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    new: list[tuple[Any, ...]] = field(default_factory=list)
+    changed: dict[int, dict[str, Any]] = field(default_factory=dict)
+    closed: dict[int, dict[str, Any]] = field(default_factory=dict)
     symbols: dict[int, dict[str, Any]] = field(default_factory=dict)
     events: list[tuple[str, str, str]] = field(default_factory=list)
-    closed: int = 0
     sufficient: int = 0
     errors: dict[str, str] = field(default_factory=dict)
 
     def close(self, block: _OpenBlock, why: str, now: dt.datetime) -> None:
-        kept = {name: getattr(block, name) for name in ("evidence", "permanent", "recheck_at", "failures")}
-        self.blocks[block.pk] = {**kept, "closed_at": now, "close_reason": why}
+        self.closed[block.pk] = {"closed_at": now, "close_reason": why}
         self.events.append((BLOCK_CLOSED, subject_of(block.code), f"{block.reason} ended: {why}."))
-        self.closed += 1
 
 
 def evaluate_due(*, limit: int | None = None, market: str | None = None) -> EvaluationReport:
@@ -112,44 +111,39 @@ def evaluate_due(*, limit: int | None = None, market: str | None = None) -> Eval
     if not rows and not blocks:
         return EvaluationReport()
     found = _compare(rows, blocks, now=now, claimed_until=claimed_until)
-    opened = _write(found, claimed_until=claimed_until)
+    opened = _write(found, now=now, claimed_until=claimed_until)
     return EvaluationReport(
         evaluated=len(rows),
         new=sum(row.before == 0 for row in rows),
         sufficient=found.sufficient,
         opened=opened,
-        closed=found.closed,
+        closed=len(found.closed),
         errors=found.errors,
     )
 
 
 def hasten(symbol_ids: Iterable[int], *, now: dt.datetime) -> None:
-    """Facts of these symbols changed: let them be judged as soon as the interval of I3 allows (2 statements)."""
+    """Facts of these symbols changed: let them be judged as soon as the interval of I3 allows (1 statement)."""
     ids = list(symbol_ids)
     if not ids:
         return
     interval = facts.evaluation_interval()
-    waiting = Symbol.objects.filter(pk__in=ids, next_evaluation_at__isnull=False)
-    waiting.filter(last_evaluated_at__lte=now - interval, next_evaluation_at__gt=now).update(next_evaluation_at=now)
-    waiting.filter(
-        last_evaluated_at__gt=now - interval, next_evaluation_at__gt=F("last_evaluated_at") + interval
-    ).update(next_evaluation_at=F("last_evaluated_at") + interval)
+    soonest = Greatest(F("last_evaluated_at") + interval, now)
+    waiting = Symbol.objects.filter(pk__in=bulk.among(ids), last_evaluated_at__isnull=False)
+    with transaction.atomic():
+        waiting.filter(next_evaluation_at__gt=soonest).locked().update(next_evaluation_at=soonest)
 
 
 def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int | None) -> list[_Due]:
     """Take the due symbols: their next time is in the database, committed, before anybody judges them."""
     with transaction.atomic():
-        due = Symbol.objects.of_market(market).due_for_evaluation(now=now)
-        if connection.features.has_select_for_update_skip_locked:
-            due = due.select_for_update(
-                skip_locked=True
-            )  # SQLite's IMMEDIATE transaction excludes other writers anyway
+        due = Symbol.objects.of_market(market).due_for_evaluation(now=now).claimable()
         rows = list(due.order_by(F("next_evaluation_at").asc(nulls_first=True), "pk").values_list(*COLUMNS)[:limit])
         if rows:
             Symbol.objects.filter(pk__in=bulk.among(row[0] for row in rows)).update(
                 next_evaluation_at=until, last_evaluated_at=now, evaluations=F("evaluations") + 1
             )
-    return [_Due(pk, failures, before, facts.facts_of(*columns)) for pk, failures, before, *columns in rows]
+    return [_Due(row[0], row[1], row[2], rules.SymbolFacts(*row[3:])) for row in rows]
 
 
 def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_OpenBlock]:
@@ -157,7 +151,7 @@ def _open_blocks(market: str, symbol_ids: list[int], now: dt.datetime) -> list[_
     wanted = Q(symbol_id__in=bulk.among(symbol_ids), reason__in=COVERAGE_REASONS) | Q(
         reason__in=BACK_OFF_REASONS, permanent=False, recheck_at__lte=now
     )
-    columns = ("pk", "symbol_id", "symbol__code", "reason", "evidence", "permanent", "recheck_at", "failures")
+    columns = ("pk", "symbol_id", "symbol__code", "reason", "evidence", "permanent", facts.EpochMs("recheck_at"))
     rows = Block.objects.open().filter(wanted, symbol__market=market).order_by().values_list(*columns)
     return [_OpenBlock(*row) for row in rows]
 
@@ -195,21 +189,19 @@ def _note_findings(
     now: dt.datetime,
 ) -> None:
     for finding in findings:
-        recheck_at = None if finding.recheck_at_ms is None else from_ms(finding.recheck_at_ms)
-        evidence, failures = finding.evidence[:EVIDENCE_LENGTH], max(row.facts.failures, 1)
+        evidence = finding.evidence[:EVIDENCE_LENGTH]
         block = present.get(finding.code)
+        if block is not None and (block.evidence, block.permanent, block.recheck_ms) == (
+            evidence, finding.permanent, finding.recheck_at_ms,
+        ):  # fmt: skip
+            continue
+        recheck_at = None if finding.recheck_at_ms is None else from_ms(finding.recheck_at_ms)
+        values = (evidence, finding.permanent, recheck_at, max(row.facts.failures, 1))
         if block is None:
-            new = Block(
-                symbol_id=row.pk, reason=finding.code.value, evidence=evidence, permanent=finding.permanent,
-                failures=failures, opened_at=now, recheck_at=recheck_at,
-            )  # fmt: skip
-            found.new.append(new)
+            found.new.append((row.pk, finding.code.value, *values))
             found.events.append((BLOCK_OPENED, subject_of(row.facts.symbol), evidence))
-        elif (block.evidence, block.permanent, block.recheck_at) != (evidence, finding.permanent, recheck_at):
-            found.blocks[block.pk] = {
-                "evidence": evidence, "permanent": finding.permanent, "recheck_at": recheck_at, "failures": failures,
-                "closed_at": None, "close_reason": "",
-            }  # fmt: skip
+        else:
+            found.changed[block.pk] = dict(zip(BLOCK_FIELDS, values, strict=True))
     codes = {finding.code for finding in findings}
     for reason_code, block in present.items():
         if reason_code not in codes:
@@ -227,11 +219,16 @@ def _note_failure(found: _Differences, row: _Due, error: Exception, now_ms: int)
     )
 
 
-def _write(found: _Differences, *, claimed_until: dt.datetime) -> int:
+def _write(found: _Differences, *, now: dt.datetime, claimed_until: dt.datetime) -> int:
     with transaction.atomic():
-        opened = bulk.insert_rows(found.new)
+        opened = 0
+        if found.new:
+            columns = dict(zip(NEW_BLOCK, zip(*found.new, strict=True), strict=True))
+            opened = bulk.insert_columns(Block, columns, opened_at=now)
         # A person may have lifted a block meanwhile: what is closed stays closed.
-        bulk.update_rows(Block, found.blocks, fields=BLOCK_FIELDS, unless_changed={"closed_at": None})
+        still_open = {"closed_at": None}
+        bulk.update_rows(Block, found.changed, fields=BLOCK_FIELDS, unless_changed=still_open)
+        bulk.update_rows(Block, found.closed, fields=("closed_at", "close_reason"), unless_changed=still_open)
         # A person may have asked for an evaluation meanwhile: then the symbol stays due.
         bulk.update_rows(
             Symbol,

@@ -48,7 +48,7 @@ def test_a_healthy_symbol_has_no_finding_and_is_due_again_after_the_interval() -
 
 
 def test_short_history_says_what_it_has_and_when_it_will_be_long_enough() -> None:
-    facts = replace(HEALTHY, listed_ms=NOW - 30 * DAY_MS, history_start_ms=NOW - 30 * DAY_MS)
+    facts = HEALTHY._replace(listed_ms=NOW - 30 * DAY_MS, history_start_ms=NOW - 30 * DAY_MS)
     (finding,) = judge(facts, POLICY, NOW).findings
     assert finding.evidence == "SHORT_HISTORY: have_days=30, need_days=90, enough_at=2025-07-31T00:00Z"
     assert finding.recheck_at_ms == NOW + 60 * DAY_MS
@@ -61,7 +61,7 @@ def test_short_history_says_what_it_has_and_when_it_will_be_long_enough() -> Non
     ids=["at most six hours", "as long as it takes", "at least five minutes"],
 )
 def test_short_history_waits_sensibly(days_left: float, wait_ms: int) -> None:
-    facts = replace(HEALTHY, history_start_ms=NOW - 90 * DAY_MS + round(days_left * DAY_MS))
+    facts = HEALTHY._replace(history_start_ms=NOW - 90 * DAY_MS + round(days_left * DAY_MS))
     judgement = judge(facts, POLICY, NOW)
     assert [finding.code for finding in judgement.findings] == ["SHORT_HISTORY"]
     assert judgement.next_evaluation_ms == NOW + wait_ms
@@ -75,34 +75,34 @@ def test_a_symbol_without_candles_is_short_of_history_and_looked_at_soon() -> No
 
 
 def test_exactly_the_minimum_history_is_enough() -> None:
-    assert codes(replace(HEALTHY, history_start_ms=NOW - 90 * DAY_MS)) == []
-    assert codes(replace(HEALTHY, history_start_ms=NOW - 90 * DAY_MS + 1)) == ["SHORT_HISTORY"]
+    assert codes(HEALTHY._replace(history_start_ms=NOW - 90 * DAY_MS)) == []
+    assert codes(HEALTHY._replace(history_start_ms=NOW - 90 * DAY_MS + 1)) == ["SHORT_HISTORY"]
 
 
 def test_only_what_follows_a_suspension_counts_as_history() -> None:
-    facts = replace(HEALTHY, unbroken_since_ms=NOW - 40 * DAY_MS)
+    facts = HEALTHY._replace(unbroken_since_ms=NOW - 40 * DAY_MS)
     (finding,) = judge(facts, POLICY, NOW).findings
     assert finding.evidence == (
         "SHORT_HISTORY: have_days=40, need_days=90, enough_at=2025-07-21T00:00Z, since_at=2025-04-22T00:00Z, "
         "rule=history begins anew after a long gap"
     )
     assert finding.recheck_at_ms == NOW + 50 * DAY_MS
-    assert codes(replace(HEALTHY, unbroken_since_ms=NOW - 90 * DAY_MS)) == []
+    assert codes(HEALTHY._replace(unbroken_since_ms=NOW - 90 * DAY_MS)) == []
 
 
 def test_low_coverage_names_share_missing_candles_and_largest_gap() -> None:
-    facts = replace(HEALTHY, candle_count=900, expected_count=1_000, largest_gap_bars=60)
+    facts = HEALTHY._replace(candle_count=900, expected_count=1_000, largest_gap_bars=60)
     (finding,) = judge(facts, POLICY, NOW).findings
     assert finding.evidence == "LOW_COVERAGE: coverage=0.9, need=0.95, missing=100, largest_gap_bars=60"
 
 
 @pytest.mark.parametrize("bars_late, expected", [(3, []), (4, ["STALE_DATA"])])
 def test_data_is_stale_after_more_than_three_missing_bars(bars_late: int, expected: list[str]) -> None:
-    assert codes(replace(HEALTHY, last_candle_ms=NOW - (bars_late + 1) * HOUR_MS)) == expected
+    assert codes(HEALTHY._replace(last_candle_ms=NOW - (bars_late + 1) * HOUR_MS)) == expected
 
 
 def test_a_delisted_symbol_is_blocked_for_ever_and_its_silence_is_not_a_second_reason() -> None:
-    facts = replace(HEALTHY, delisted_ms=NOW - DAY_MS, last_candle_ms=NOW - 2 * DAY_MS)
+    facts = HEALTHY._replace(delisted_ms=NOW - DAY_MS, last_candle_ms=NOW - 2 * DAY_MS)
     judgement = judge(facts, POLICY, NOW)
     (finding,) = judgement.findings
     assert (finding.code, finding.permanent, finding.recheck_at_ms) == (BlockCode.DELISTED, True, None)
@@ -110,7 +110,7 @@ def test_a_delisted_symbol_is_blocked_for_ever_and_its_silence_is_not_a_second_r
 
 
 def test_a_delisting_that_is_announced_for_later_does_not_block_yet() -> None:
-    assert codes(replace(HEALTHY, delisted_ms=NOW + 1)) == []
+    assert codes(HEALTHY._replace(delisted_ms=NOW + 1)) == []
 
 
 def test_every_reason_is_found_at_once() -> None:
@@ -133,13 +133,13 @@ def test_every_reason_is_found_at_once() -> None:
 
 
 def test_evidence_that_is_a_reason_already_is_not_wrapped_twice() -> None:
-    (finding,) = judge(replace(HEALTHY, price_break="PRICE_BREAK: ratio=1000"), POLICY, NOW).findings
+    (finding,) = judge(HEALTHY._replace(price_break="PRICE_BREAK: ratio=1000"), POLICY, NOW).findings
     assert finding.evidence == "PRICE_BREAK: ratio=1000"
 
 
 def test_errors_of_the_exchange_back_off_to_the_cap() -> None:
     waits = [
-        judge(replace(HEALTHY, ingest_error="timeout", failures=n), POLICY, NOW).next_evaluation_ms - NOW
+        judge(HEALTHY._replace(ingest_error="timeout", failures=n), POLICY, NOW).next_evaluation_ms - NOW
         for n in range(1, 12)
     ]
     assert waits == sorted(waits)
