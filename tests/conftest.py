@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Django's own hasher takes a third of a second by design; what tests hash is no secret.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     _let_transactions_idle(settings.DATABASES["default"])
+    if config.pluginmanager.hasplugin("xdist"):
+        config.option.loadscopereorder = False  # by number of tests; ours is by length (`_long_files_first`)
 
 
 def _let_transactions_idle(database: dict[str, Any]) -> None:

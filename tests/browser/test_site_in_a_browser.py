@@ -41,9 +41,8 @@ def world(transactional_db: None) -> Iterator[None]:
             at = make.EPOCH - dt.timedelta(hours=30 - hour)
             make.EquityPointFactory(bot=bot, at=at, equity=10_000.0 + 10 * hour, drawdown=0.001 * (hour % 3))
         make.DecisionFactory(bot=bot, symbol=symbol, side=1, probability=0.61, outcome="ENTER", reason="")
-        make.RunSymbolFactory(
-            run=make.TrainingRunFactory(running=True, stage="fold 1 of 3", progress=0.2, log="read " * 99)
-        )
+        running = make.TrainingRunFactory(running=True, stage="fold 1 of 3", progress=0.2, log="read " * 99)
+        make.RunSymbolFactory(run=running)
         write_candles()
         yield
 
