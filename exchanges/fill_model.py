@@ -1,9 +1,7 @@
-"""How an order fills against public data: the one fill model of simulated, replayed and paper trading. Pure.
+"""How an order fills against public data: `quant.fills` on an exchange's grid of lots and ticks. Pure.
 
-A taker pays mid x (1 +- (half spread + impact)), impact = 0.7 sigma sqrt(quantity / volume) (the square-root law),
-and gets at most 10 % of the volume. A resting limit order fills only when the price trades *through* it. A stop fills
-at the worse of its trigger and the bar's open. Volume and sigma are those of the last hour, or of one bar if bars are
-longer.
+A resting limit order fills only when the price trades *through* it. A stop fills at the worse of its trigger and the
+bar's open.
 """
 
 from __future__ import annotations
@@ -11,17 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-import numpy as np
-
 from exchanges.port import Instrument, OrderSide, Ticker, VenueOrder
+from quant import fills
 from quant.candles import Candles
 
-TAKER_FEE = Decimal("0.00055")
+TAKER_FEE = Decimal(repr(fills.TAKER_FEE_BPS)) / 10_000
 MAKER_FEE = Decimal("0.0002")
-MAX_VOLUME_SHARE = 0.10
-IMPACT_COEFFICIENT = 0.7
-LIQUIDITY_WINDOW_MS = 3_600_000
-VOLATILITY_BARS = 24
 _FEE_STEP = Decimal("1e-8")
 _ZERO = Decimal(0)
 
@@ -38,15 +31,13 @@ def measure_liquidity(candles: Candles, step_ms: int) -> Liquidity:
     """Liquidity from the latest closed candles; nothing trades if there are none."""
     if not len(candles):
         return Liquidity(volume=0.0, sigma=0.0)
-    bars = max(LIQUIDITY_WINDOW_MS // step_ms, 1)
-    returns = np.diff(np.log(candles.close))
-    sigma = float(np.sqrt(np.mean(returns**2))) if len(returns) else 0.0
-    return Liquidity(volume=float(candles.volume[-bars:].sum()), sigma=sigma * bars**0.5)
+    volume = candles.volume[-fills.liquidity_bars(step_ms) :]
+    return Liquidity(volume=float(volume.sum()), sigma=fills.volatility(candles.close, step_ms=step_ms))
 
 
 def taker_quantity(instrument: Instrument, quantity: Decimal, liquidity: Liquidity) -> Decimal:
     """How much of `quantity` a taker gets now, on the lot grid."""
-    most = instrument.quantize_quantity(Decimal(repr(MAX_VOLUME_SHARE * liquidity.volume)))
+    most = instrument.quantize_quantity(Decimal(repr(fills.MAX_VOLUME_SHARE * liquidity.volume)))
     return min(quantity, most)
 
 
@@ -56,7 +47,7 @@ def taker_price(
     """Average price of a taker fill, rounded to the tick against the taker."""
     mid = 0.5 * (ticker.bid + ticker.ask)
     half_spread = 0.5 * (ticker.ask - ticker.bid) / mid
-    impact = IMPACT_COEFFICIENT * liquidity.sigma * (float(quantity) / liquidity.volume) ** 0.5
+    impact = fills.impact(float(quantity), volume=liquidity.volume, sigma=liquidity.sigma)
     sign = 1.0 if side == "buy" else -1.0
     return round_against(instrument, Decimal(repr(mid * (1.0 + sign * (half_spread + impact)))), side)
 
@@ -71,11 +62,9 @@ def round_against(instrument: Instrument, price: Decimal, side: OrderSide) -> De
 def resting_price(instrument: Instrument, order: VenueOrder, opened: float, high: float, low: float) -> Decimal | None:
     """Price at which a resting order fills in a bar, or None if the bar does not reach it."""
     if order.kind == "stop_market" and order.trigger_price is not None:
-        trigger = float(order.trigger_price)
-        if order.side == "sell" and low <= trigger:
-            return round_against(instrument, Decimal(repr(min(trigger, opened))), "sell")
-        if order.side == "buy" and high >= trigger:
-            return round_against(instrument, Decimal(repr(max(trigger, opened))), "buy")
+        held = 1 if order.side == "sell" else -1
+        price = fills.stop_price(side=held, trigger=float(order.trigger_price), opened=opened, high=high, low=low)
+        return None if price is None else round_against(instrument, Decimal(repr(price)), order.side)
     if order.kind == "limit" and order.price is not None:
         limit = float(order.price)
         if (order.side == "buy" and low < limit) or (order.side == "sell" and high > limit):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from exchanges.book import Book
 from exchanges.errors import ExchangeError, MarketDataError
-from exchanges.fill_model import VOLATILITY_BARS, Liquidity, measure_liquidity, taker_price, taker_quantity
+from exchanges.fill_model import Liquidity, measure_liquidity, taker_price, taker_quantity
 from exchanges.order_rules import AccountFacts, check_account, check_form, check_instrument
 from exchanges.port import (
     DUPLICATE,
@@ -37,6 +37,7 @@ from exchanges.port import (
     VenuePosition,
 )
 from exchanges.replayer import Replayer
+from quant.fills import VOLATILITY_BARS
 from quant.timeframes import timeframe_ms
 
 DEFAULT_LEVERAGE = Decimal(10)

@@ -13,10 +13,11 @@ from decimal import Decimal
 
 from exchanges.book import Book
 from exchanges.errors import ConfigurationError, ExchangeError, MarketDataError
-from exchanges.fill_model import MAX_VOLUME_SHARE, resting_price
+from exchanges.fill_model import resting_price
 from exchanges.ledger import Cursor
 from exchanges.port import FundingRate, Instrument, MarketData, VenueOrder
 from quant.candles import Candles
+from quant.fills import MAX_VOLUME_SHARE
 from quant.timeframes import floor_ms, timeframe_ms
 
 _TIMEFRAMES = ("5m", "15m", "30m", "1h", "4h", "1d")

@@ -1,0 +1,49 @@
+"""What a taker pays and gets: the one fill model of backtest, simulated, replayed and paper trading. Plain numbers.
+
+The price is mid x (1 +- (half spread + impact)) with impact = 0.7 sigma sqrt(quantity / volume), the square-root law
+(Almgren et al. 2005; Toth et al. 2011), and at most 10 % of the volume is there to be taken. Volume and sigma are those
+of the last hour, or of one bar where bars are longer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TAKER_FEE_BPS = 5.5
+MAX_VOLUME_SHARE = 0.10
+IMPACT_COEFFICIENT = 0.7
+LIQUIDITY_WINDOW_MS = 3_600_000
+VOLATILITY_BARS = 24
+
+
+def liquidity_bars(step_ms: int) -> int:
+    """Return how many candles of ``step_ms`` hold the volume that a taker meets."""
+    return max(LIQUIDITY_WINDOW_MS // step_ms, 1)
+
+
+def volatility(close: NDArray[np.float64], *, step_ms: int) -> float:
+    """Return the root mean square of the log returns of the last closes, scaled to the liquidity window."""
+    returns = np.diff(np.log(close))
+    sigma = float(np.sqrt(np.mean(returns**2))) if len(returns) else 0.0
+    return sigma * liquidity_bars(step_ms) ** 0.5
+
+
+def impact(quantity: float, *, volume: float, sigma: float) -> float:
+    """Return how far a taker of ``quantity`` moves the price against itself, as a fraction."""
+    return IMPACT_COEFFICIENT * sigma * math.sqrt(quantity / volume)
+
+
+def stop_price(*, side: int, trigger: float, opened: float, high: float, low: float) -> float | None:
+    """Return the price at which a position of ``side`` is stopped out in a bar, None when the bar does not reach it.
+
+    The worse of trigger and open: a jump over the stop costs what it would have cost.
+    """
+    if side > 0:
+        return min(trigger, opened) if low <= trigger else None
+    return max(trigger, opened) if high >= trigger else None
