@@ -32,7 +32,7 @@ from django_q.conf import Conf
 from django_q.scheduler import scheduler
 from django_q.worker import worker
 
-from ops_app import clock, heartbeats, host, jobs
+from ops_app import clock, heartbeats, host, jobs, versions
 from ops_app.process import die_with_parent, on_stop, show_as
 
 log = structlog.get_logger(__name__)
@@ -148,6 +148,7 @@ class Cluster:
         self.queue = queue
         self.name = name
         self.stopping = False
+        self.versions = versions.Watch()
 
     def run(self) -> int:
         """Serve the queue until SIGTERM or SIGINT; returns the exit code."""
@@ -162,7 +163,7 @@ class Cluster:
             guard.start()
             threading.Thread(target=self._sweep_for_ever, name="sweeper", daemon=True).start()
             code = self._watch(guard, tick)
-            if code == 0:
+            if code in (0, versions.OUTDATED):
                 stop_event.set()
                 guard.join(GRACE_SECONDS)
                 if guard.exitcode is None:
@@ -170,7 +171,7 @@ class Cluster:
             if guard.exitcode is None:
                 guard.kill()
                 guard.join()
-        if code == 0:
+        if code in (0, versions.OUTDATED):
             with suppress(Exception):  # a database that is gone must not keep the process from stopping
                 heartbeats.stop(self.name)
         log.info("cluster_stopped", queue=self.queue, exit_code=code)
@@ -181,6 +182,8 @@ class Cluster:
 
     def _watch(self, guard: Any, tick: Any) -> int:
         while not self.stopping:
+            if self.versions.reason:
+                return versions.OUTDATED
             if not guard.is_alive():
                 log.critical("guard_died", queue=self.queue, exit_code=guard.exitcode)
                 return UNPLANNED_DEATH
@@ -204,6 +207,8 @@ class Cluster:
     def sweep(self, *, first: bool) -> None:
         """Say that the cluster lives, ring for what was forgotten; at the start, ring the jobs whose time is now."""
         share = host.training_share().to_dict()  # what may wait for a larger host is judged by it
+        if self.versions.outdated():
+            return
         heartbeats.beat(self.name, "worker", 60, {"queue": self.queue, "workers": int(Conf.WORKERS), **share})
         if first and Conf.SCHEDULER:
             jobs.ring_idle()

@@ -42,6 +42,9 @@ def database() -> Iterator[Finding]:
             "Start the server or mend DATABASE_URL (or the rights of DATA_DIR).",
         )
         return
+    except guards.CodeOutdated as error:
+        yield problem("it was migrated by newer code than this", str(error))
+        return
     if missing:
         yield problem(f"{len(missing)} migrations are missing, the first is {missing[0]}", f"Run: {guards.SETUP}")
     else:

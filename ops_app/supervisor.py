@@ -15,7 +15,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
 
-from ops_app import clock
+from ops_app import clock, versions
 from ops_app.process import spawn
 
 STABLE_SECONDS = 60.0
@@ -101,12 +101,14 @@ class Child:
 
 
 class Supervisor:
-    """Supervises `programs`; `say` is told of every death, with the last lines of its log."""
+    """Supervises `programs` until `outdated`; `say` is told of every death, with the last lines of its log."""
 
     def __init__(self, programs: Sequence[Program], *, log_dir: Path, say: Callable[[str], None]) -> None:
         log_dir.mkdir(parents=True, exist_ok=True)
         self.children = [Child(program, log_dir) for program in programs]
         self.say = say
+        self.outdated = False
+        """A program ended because this host's code is older than the database: all are, and none is started again."""
 
     def look(self) -> None:
         """Start what is due, and notice what has ended: one pass of the supervisor's loop."""
@@ -128,9 +130,12 @@ class Supervisor:
         delay = restart_delay(child.failures)
         child.next_start = clock.monotonic() + delay
         code = process.returncode
+        again = f"it is started again in {delay:g} s"
+        if code == versions.OUTDATED:
+            self.outdated, again = True, "starting it again cannot help"
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         lines = "".join(f"\n    | {line}" for line in child.tail)
-        self.say(f"{child.program.name} {cause}; it is started again in {delay:g} s. Log: {child.log_path}{lines}")
+        self.say(f"{child.program.name} {cause}; {again}. Log: {child.log_path}{lines}")
 
     def _running(self) -> list[Child]:
         return [child for child in self.children if child.running]

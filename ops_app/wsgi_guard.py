@@ -7,14 +7,14 @@ from typing import Any
 
 from django.db import close_old_connections
 
-from ops_app import guards
-
 LIVENESS = "/healthz"
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def until_migrated(application: Application) -> Application:
     """Answer 503 with the fix until the database is migrated; then `application` alone, without asking again."""
+    from ops_app import guards  # models: only after get_wsgi_application() has prepared Django
+
     ready = False
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -17,7 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from ops_app import clock, plugins
+from ops_app import clock, plugins, versions
 from ops_app.guards import require_migrated
 from ops_app.process import STOP_SIGNALS, manage_command
 from ops_app.progress import Progress
@@ -133,10 +133,16 @@ class Command(BaseCommand):
         try:
             self.say(self.greeting())
             with progress:
-                while not signals:
+                while not signals and not supervisor.outdated:
                     supervisor.look()
                     progress.show(supervisor)
                     clock.sleep(LOOK_SECONDS)
+            if supervisor.outdated:
+                raise CommandError(
+                    "Everything is stopped: the database was migrated by newer code. Update the code on this host (git "
+                    "pull), run: python3 run.py manage setup, then start again. Open positions keep their stops.",
+                    returncode=versions.OUTDATED,
+                )
             self.say("Stopping; a second Ctrl-C kills at once ...")
         finally:
             supervisor.stop(forced=lambda: signals > 1)

@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from ops_app import guards
+from ops_app import guards, versions
 from ops_app.process import on_stop
 from trading_app import services, takeover
 from trading_app.exceptions import AccountBusyError, TradingError
@@ -41,29 +41,39 @@ class Command(BaseCommand):
 
         runner = BotRunner(row)
         stopping = False
+        watch = versions.Watch()
 
         def stop() -> None:
             nonlocal stopping
             stopping = True
 
+        def stopped() -> bool:
+            return stopping or watch.outdated()
+
         with on_stop(stop):
             try:
                 left_by = takeover.last_holder(row)
-                lease = takeover.wait_for_account(
-                    row, holder=runner.holder, ttl=runner.lease_ttl, stopped=lambda: stopping
-                )
+                lease = takeover.wait_for_account(row, holder=runner.holder, ttl=runner.lease_ttl, stopped=stopped)
             except AccountBusyError as error:
                 raise CommandError(str(error), returncode=BUSY_EXIT_CODE) from error
             if lease is None:
+                explain(watch)
                 return
             runner.adopt(lease, left_by=left_by)
             try:
                 if once:
                     self.stdout.write(str(runner.tick()))
                 else:
-                    runner.run(interval=interval or pass_interval(), stopped=lambda: stopping, max_ticks=max_ticks)
+                    runner.run(interval=interval or pass_interval(), stopped=stopped, max_ticks=max_ticks)
             finally:
                 runner.release()
+            explain(watch)
+
+
+def explain(watch: versions.Watch) -> None:
+    """End with the exit code that no supervisor answers with a restart if the database has become newer."""
+    if watch.reason:
+        raise CommandError(watch.reason, returncode=versions.OUTDATED)
 
 
 def find_bot(name: str | None) -> Bot:

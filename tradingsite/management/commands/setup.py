@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 
-from ops_app import clock, plugins, setup_steps
-
-ADVISORY_LOCK = 7_402_116_001  # any number that nothing else in this database uses
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Let one set-up work at a time, on this host by a file and on all hosts by PostgreSQL: a lease needs its table."""
-    with (Path(settings.DATA_DIR) / "setup.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, also when it is killed
-        if connection.vendor != "postgresql":
-            yield
-            return
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
-        try:
-            yield
-        finally:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
+from ops_app import clock, plugins, setup_steps, upgrade
 
 
 class Command(BaseCommand):
@@ -48,7 +24,7 @@ class Command(BaseCommand):
         began = clock.monotonic()
         done = 0
         try:
-            with alone():
+            with upgrade.alone():
                 plugins.load("setup_steps")
                 for step in setup_steps.registered():
                     if options["skip_files"] and step.order >= setup_steps.FILES:

@@ -9,9 +9,9 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 
-from ops_app import clock, leases, process
+from ops_app import clock, leases, process, versions
 from training_app import execution, registry, services
 from training_app.choices import RunState
 from training_app.exceptions import RunLost
@@ -26,7 +26,7 @@ DRAIN_SHARE = 0.5
 class Command(BaseCommand):
     help = (
         "Claim a training run and bring it to an end. Exit code: 0 trained or nothing to claim, 1 the attempt failed, "
-        "75 the run was lost to another process."
+        "75 the run was lost to another process, 78 this code is older than the database."
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -46,18 +46,27 @@ class Command(BaseCommand):
         run_id: int | None = options["run_id"]
         drain = options["drain"] and settings.TRAINING_MODE == registry.SINGLE_SYMBOL
         failed = False
+        self._versions = versions.Watch()
         with process.on_stop(stopping.set):
-            while run_id is not None and not stopping.is_set():
+            while run_id is not None and not stopping.is_set() and not self._versions.outdated():
                 failed |= not self._train(run_id, owner, stopping)
                 again = drain and clock.monotonic() - began < budget
                 run_id = services.next_claimable() if again else None
+        if self._versions.reason:
+            raise CommandError(self._versions.reason, returncode=versions.OUTDATED)
         if failed:
             raise SystemExit(EXIT_NOT_TRAINED)
 
     def _train(self, run_id: int, owner: str, stopping: threading.Event) -> bool:
         self._finished.clear()
         try:
-            done = execution.execute(run_id, owner, threaded=True, stop=stopping.is_set, on_lost=self._leave_when_stuck)
+            done = execution.execute(
+                run_id,
+                owner,
+                threaded=True,
+                stop=lambda: stopping.is_set() or self._versions.outdated(),  # a run goes back, nothing is published
+                on_lost=self._leave_when_stuck,
+            )
         except RunLost as error:
             self.stderr.write(f"run {run_id} was lost: {error}")
             raise SystemExit(EXIT_LOST) from error
