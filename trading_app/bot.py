@@ -113,6 +113,7 @@ class BotRunner:
     venue_trouble: Trouble = field(init=False, default_factory=lambda: Trouble("exchange"))
     _session: _Session | None = field(init=False, default=None)
     _beat_at: float = field(init=False, default=float("-inf"))
+    _passes: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         if self.venue is None:
@@ -145,19 +146,22 @@ class BotRunner:
             raise
         finally:
             report.orders_sent = session.desk.sent - sent_before
+        self._passes += 1
+        if self._passes == 1:
+            self._say_alive(now=True)  # who waits for this bot sees at once that a whole pass went well
         return report
 
     def _work(self, session: _Session, newest_generation: int, report: TickReport) -> None:
         if self.venue_trouble.due:
             self._hear_venue(session, report)
-        if clock.monotonic() < session.orders_from:
-            # B5: what the last owner sent before it was frozen may still be accepted until then.
-            report.waiting = "RECEIVE_WINDOW"
-            return
         if newest_generation > self.loader.seen_generation:
             loaded = self.loader.refresh()
             report.models_loaded, report.models_refused = loaded.loaded, loaded.refused
             self.trader.models_changed()
+        if clock.monotonic() < session.orders_from:
+            # B5: what the last owner sent before it was frozen may still be accepted until then.
+            report.waiting = "RECEIVE_WINDOW"
+            return
         if close_all(self.bot) is not None:
             self._close_now(session, report)
         if self.bot.desired_state != DesiredState.STOP:
@@ -217,8 +221,8 @@ class BotRunner:
     def _heartbeat_name(self) -> str:
         return f"bot:{self.bot.name}"
 
-    def _say_alive(self) -> None:
-        if clock.monotonic() < self._beat_at + HEARTBEAT_SECONDS:
+    def _say_alive(self, *, now: bool = False) -> None:
+        if not now and clock.monotonic() < self._beat_at + HEARTBEAT_SECONDS:
             return
         self._beat_at = clock.monotonic()
         heartbeats.beat(
@@ -230,6 +234,7 @@ class BotRunner:
                 "generation": self.bot.loaded_generation,
                 "bar": self.bot.last_bar_at.isoformat() if self.bot.last_bar_at else None,
                 "exchange_error": self.venue_trouble.detail,
+                "passes": self._passes,
             },
         )
 

@@ -15,9 +15,7 @@ from ops_app import clock
 from tradingsite.crashtest import tasks
 from tradingsite.crashtest.installation import (
     Installation,
-    bot_beat_at,
-    passes_logged,
-    size_of,
+    bot_passed,
     wait_for,
     web_answers,
 )
@@ -115,7 +113,7 @@ class CrashTest:
             tasks.ring(number)
 
     def _wait_for_start(self) -> None:
-        working = {program: self._working(program, Picture(), clock.monotonic()) for program in self._programs}
+        working = {program: self._working(program, clock.monotonic()) for program in self._programs}
         if not self._wait(lambda: self._all(working), START_SECONDS):
             said = self.installation.said.read_text(errors="replace")[-2000:]
             raise NotStartedError(f"the installation did not work within {START_SECONDS:.0f} s; it said:\n{said}")
@@ -134,22 +132,12 @@ class CrashTest:
         picture = self.installation.look()
         return self.installation.complete(picture) and all(works(picture) for works in working.values())
 
-    def _working(self, program: str, before: Picture, since: float) -> Callable[[Picture], bool]:
+    def _working(self, program: str, since: float) -> Callable[[Picture], bool]:
         """Return what tells whether the program really works since `since`: call it before, or at, that time."""
         if program == "web":
             return lambda _picture: web_answers()
         if program == "bot":
-            log_file = self.installation.log("bot")
-            offset, old = size_of(log_file), before.mains.get("bot")
-
-            def ticked(picture: Picture) -> bool:
-                pid = picture.mains.get("bot")
-                age = bot_beat_at(pid)
-                if age is None or age > clock.monotonic() - since:
-                    return False
-                return pid == old or passes_logged(log_file, offset) > 0
-
-            return ticked
+            return lambda picture: bot_passed(picture.mains.get("bot"), since)
         number = self._ask(program)
         return lambda _picture: tasks.is_done(number)
 
@@ -171,7 +159,7 @@ class CrashTest:
             return
         struck = clock.monotonic()
         at = self._hit(strike, victim, run)
-        works = self._again(run) if run is not None else self._working(strike.program, before, at)
+        works = self._again(run) if run is not None else self._working(strike.program, at)
         back = self._wait(lambda: self._is_back(strike, victim, works), GIVE_UP_SECONDS)
         took = clock.monotonic() - at
         self._note(strike, took if back else None, struck)

@@ -23,8 +23,6 @@ from tradingsite.crashtest.processes import Picture
 POLL_SECONDS = 0.05
 ASK_SECONDS = 2.0
 STOP_SECONDS = 60.0
-TICK = "report="
-"""What the bot's log has once for each pass that did something: its first one always does."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, *, every: float = POLL_SECONDS) -> bool:
@@ -71,10 +69,6 @@ class Installation(ABC):
     def strangers(self, picture: Picture) -> set[int]:
         """Return the processes of this installation that hang nowhere in its tree: orphans."""
         return processes.of_installation(str(settings.DATA_DIR), besides={self.supervisor_pid, *picture.everyone})
-
-    def log(self, program: str) -> Path:
-        name = {"light": "worker-light", "training": "worker-training"}.get(program, program)
-        return Path(settings.DATA_DIR) / "logs" / f"{name}.log"
 
 
 def _complete(program: str, picture: Picture) -> bool:
@@ -166,22 +160,9 @@ def web_answers() -> bool:
         connection.close()
 
 
-def bot_beat_at(pid: int | None) -> float | None:
-    """Return how many seconds ago the bot of this pid last said that it lives; None if it never did."""
-    for pulse in heartbeats.pulses(kind="bot"):
-        if pulse.pid == pid:
-            return pulse.age.total_seconds()
-    return None
-
-
-def passes_logged(path: Path, since: int) -> int:
-    """Return how many passes of a bot are in its log from byte `since` on; a log that was rotated is read whole."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        file.seek(since if path.stat().st_size >= since else 0)
-        return file.read().count(TICK.encode())
-
-
-def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def bot_passed(pid: int | None, since: float) -> bool:
+    """Return whether the bot of this pid has ended a pass, and has said that it lives since `since` (monotonic)."""
+    return any(
+        pulse.pid == pid and pulse.detail.get("passes", 0) > 0 and pulse.age.total_seconds() < clock.monotonic() - since
+        for pulse in heartbeats.pulses(kind="bot")
+    )
