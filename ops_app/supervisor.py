@@ -18,7 +18,8 @@ from typing import IO
 from ops_app import clock, versions
 from ops_app.process import spawn
 
-STABLE_SECONDS = 60.0
+STABLE_SECONDS = 10.0
+"""What ran this long is in no loop of deaths, and is started again at once."""
 LONGEST_DELAY = 30.0
 STOP_SECONDS = 20.0
 TAIL_LINES = 12
@@ -26,7 +27,10 @@ LOG_BYTES, LOG_FILES = 5_000_000, 3
 
 
 def restart_delay(failures: int) -> float:
-    """Return the seconds to wait before the start after this many deaths in a row: 1, 2, 4 ... 30."""
+    """Return the least seconds between two starts after this many deaths in a row: 1, 2, 4 ... 30.
+
+    From start to start: what died after it had worked for a while need not be waited for.
+    """
     return min(2.0 ** max(failures - 1, 0), LONGEST_DELAY)
 
 
@@ -127,10 +131,11 @@ class Supervisor:
         child.process = None
         child.failures += 1
         child.restarts += 1
-        delay = restart_delay(child.failures)
-        child.next_start = clock.monotonic() + delay
+        now = clock.monotonic()
+        child.next_start = max(now, child.started + restart_delay(child.failures))
+        wait = child.next_start - now
+        again = f"it is started again {f'in {wait:.0f} s' if wait >= 1 else 'now'}"
         code = process.returncode
-        again = f"it is started again in {delay:g} s"
         if code == versions.OUTDATED:
             self.outdated, again = True, "starting it again cannot help"
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
