@@ -13,6 +13,7 @@ from django.conf import settings
 from exchanges.factory import ExchangeConfig, ExchangeKind
 from exchanges.factory import market_data as open_market_data
 from exchanges.port import MarketData
+from marketdata.bucket import Bucket
 from marketdata.store import CandleStore
 from ops_app import clock
 
@@ -50,8 +51,10 @@ def use(data: MarketData) -> None:
 
 @functools.cache
 def candle_store() -> CandleStore:
-    """Return the candle store below DATA_DIR."""
-    return CandleStore(settings.CANDLES_DIR)
+    """Return the candle store that STORAGE_URL names; without it, the one below DATA_DIR."""
+    if settings.STORAGE_BUCKET is None:
+        return CandleStore(settings.CANDLES_DIR)
+    return CandleStore(Bucket(settings.STORAGE_BUCKET / "candles"))
 
 
 def reset() -> None:

@@ -13,13 +13,13 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, Any
 
 from marketdata.errors import BucketError
 from marketdata.places import BucketAddress, ReplacedMeanwhile, Stored
 
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 30, 3
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 3, 20, 3
 TAIL_BYTES = 65_536
 """Fetched at once when an object is opened: the footer, and all of a small object. Arrow asks for as much."""
 _FAILED_CONDITION = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -98,7 +98,7 @@ class Bucket:
         return str(self.address)
 
     def __truediv__(self, name: str) -> Bucket:
-        return Bucket(replace(self.address, prefix=f"{self.address.prefix}/{name}".lstrip("/")))
+        return Bucket(self.address / name)
 
     # ------------------------------------------------------------- as a Place
     def names(self, suffix: str) -> list[str]:
@@ -149,6 +149,26 @@ class Bucket:
         """Remove the object; it need not exist."""
         with _asking(self._title(name)):
             client_of(self.address).delete_object(Bucket=self.address.bucket, Key=self._key(name))
+
+    def ignored_conditions(self, name: str) -> list[str]:
+        """Write, read and remove `name`; return which conditions of a write the server does not honour: best, none.
+
+        Raises BucketError when it cannot be reached, or refuses to write or read.
+        """
+        ignored = []
+        self._put(name, b"first", {})
+        try:
+            if self.read(name) != b"first":
+                raise BucketError(f"{self._title(name)} reads back differently from what was written")
+            for condition, value in (("IfNoneMatch", "*"), ("IfMatch", '"0123456789abcdef0123456789abcdef"')):
+                try:
+                    self._put(name, b"second", {condition: value})
+                    ignored.append(condition)
+                except ReplacedMeanwhile:
+                    continue
+        finally:
+            self.delete(name)
+        return ignored
 
     def entries(self) -> Iterator[Entry]:
         """Every object below this prefix, in the order of the names."""

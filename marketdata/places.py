@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -135,6 +135,9 @@ class BucketAddress:
     prefix: str = ""
     endpoint: str | None = None
     region: str | None = None
+
+    def __truediv__(self, name: str) -> BucketAddress:
+        return replace(self, prefix=f"{self.prefix}/{name}".lstrip("/"))
 
     def __str__(self) -> str:
         at = f" at {self.endpoint}" if self.endpoint else ""

@@ -24,12 +24,15 @@ from trading_app.models import Bot
 from trading_app.services import record_risk
 from training_app import activation, artifacts, selectors
 from training_app.choices import ActivationState
-from training_app.exceptions import ArtifactError
+from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import Activation, ModelArtifact
 from training_app.registry import MULTI_SYMBOL
 from training_app.selectors import ActiveSlot
 
 log = structlog.get_logger(__name__)
+
+UNREACHABLE_SECONDS = 60.0
+"""Until the storage of artifacts is asked again when it did not answer: an attempt may cost a pass its time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +63,25 @@ class ModelLoader:
     models: dict[str, LoadedModel] = field(default_factory=dict)
     seen_generation: int = 0
     _refused: set[int] = field(default_factory=set)
+    _wait_until: float = 0.0
 
     def refresh(self) -> LoadReport:
         """Take over the slots activated since the last look: one query when there are none."""
         report = LoadReport()
+        if clock.monotonic() < self._wait_until:
+            return report
         for slot in selectors.changed_since(self.seen_generation, market=self.bot.market):
-            if slot.generation in self._refused or slot.generation == self.bot.refused_generation:
-                self._fall_back(slot, report)
-            elif slot.refusals:
-                self._refuse(slot, "; ".join(each.text for each in slot.refusals), report)
-            else:
-                self._take(slot, report)
+            try:
+                self._consider(slot, report)
+            except ArtifactUnreachable as error:  # nobody's fault: the models that are held go on, this one comes later
+                self._wait_until = clock.monotonic() + UNREACHABLE_SECONDS
+                log.warning("model_unreachable", slot=slot.slot, generation=slot.generation, error=str(error))
+                alerts.raise_alert(
+                    _alert_key(slot.slot),
+                    f"Bot {self.bot.name} cannot fetch model v{slot.artifact.version} of {slot.slot}, and trades with "
+                    f"what it holds. It asks again every {UNREACHABLE_SECONDS:.0f} s. {error}",
+                )
+                break
             self.seen_generation = max(self.seen_generation, slot.generation)
         if report.loaded:
             self.bot.loaded_generation = max(each.generation for each in self.models.values())
@@ -79,6 +90,14 @@ class ModelLoader:
                 loaded_generation=self.bot.loaded_generation, loaded_at=self.bot.loaded_at, reloads=F("reloads") + 1
             )
         return report
+
+    def _consider(self, slot: ActiveSlot, report: LoadReport) -> None:
+        if slot.generation in self._refused or slot.generation == self.bot.refused_generation:
+            self._fall_back(slot, report)
+        elif slot.refusals:
+            self._refuse(slot, "; ".join(each.text for each in slot.refusals), report)
+        else:
+            self._take(slot, report)
 
     def _take(self, slot: ActiveSlot, report: LoadReport) -> None:
         try:

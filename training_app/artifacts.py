@@ -1,38 +1,40 @@
 """Artifact files: written once under a name that bears the fencing token, verified, and loaded in this one place (I9).
 
-    <ARTIFACTS_DIR>/<scope slug>/v<version>-<token>/{model.txt, model.json, manifest.json}
+    <scope slug>/v<version>-<token>/{model.txt, model.json, manifest.json}, in `training_app.storage`
 
-A directory appears by one rename, complete and synced, before its row is committed; it is never overwritten (T13). A
-directory without a row that is older than the longest lease is garbage.
+A directory is complete and durable before its row is committed, and it is never overwritten (T13). A directory without
+a row that is older than the longest lease is garbage.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from training_app.exceptions import ArtifactError
+from marketdata.errors import BucketError
+from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import ModelArtifact, TrainingScope
+from training_app.storage import artifact_storage
 
 if TYPE_CHECKING:
     from quant.model import MetaModel
 
 MANIFEST_FILE = "manifest.json"
-TEMPORARY_PREFIX = ".tmp-"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenArtifact:
-    """A directory below ARTIFACTS_DIR that is complete on disk; `size` and `sha256` cover its model files."""
+    """A directory that is complete in the storage; `size` and `sha256` cover its model files."""
 
     directory: str
     size: int
@@ -40,19 +42,39 @@ class WrittenArtifact:
 
     @property
     def path(self) -> Path:
+        """Its folder, where artifacts are kept in one."""
         return root() / self.directory
 
 
 def root() -> Path:
+    """Return the folder of artifacts, where they are kept in one."""
     return Path(settings.ARTIFACTS_DIR)
 
 
-def path_of(artifact: ModelArtifact) -> Path:
-    """Return the directory of `artifact`. Raises ArtifactError for a path that leaves ARTIFACTS_DIR."""
-    path = (root() / artifact.directory).resolve()
-    if not path.is_relative_to(root().resolve()):
+def directory_of(artifact: ModelArtifact) -> str:
+    """Return the name of its directory in the storage. Raises ArtifactError for one that leaves it."""
+    parts = Path(artifact.directory).parts
+    if not parts or Path(artifact.directory).is_absolute() or ".." in parts:
         raise ArtifactError(f"directory {artifact.directory!r} leaves {root()}: the row was tampered with")
-    return path
+    return artifact.directory
+
+
+def path_of(artifact: ModelArtifact) -> Path:
+    """Return a local folder with the files of `artifact`: its own, or a copy of what is in the bucket.
+
+    A copy that is whole is used without asking the bucket, so that a bot can start while the storage is down.
+    Raises ArtifactError for a path that leaves ARTIFACTS_DIR, and ArtifactUnreachable.
+    """
+    directory = directory_of(artifact)
+    with _reaching(directory):
+        return artifact_storage().local(directory, partial(_is_copy_of, artifact))
+
+
+def _is_copy_of(artifact: ModelArtifact, folder: Path) -> bool:
+    try:
+        return _digest(_files(folder)) == (artifact.size, artifact.sha256)
+    except OSError:
+        return False  # half of it was removed, say: it is fetched again
 
 
 def scope_slug(scope: TrainingScope) -> str:
@@ -64,31 +86,26 @@ def scope_slug(scope: TrainingScope) -> str:
 def write_artifact(
     model: MetaModel, *, scope: TrainingScope, version: int, token: int, manifest: dict[str, Any]
 ) -> WrittenArtifact:
-    """Write, sync and rename the artifact of the run that holds `token`.
+    """Write the artifact of the run that holds `token`, durably, under a name that bears the token.
 
-    Raises ArtifactError when the directory exists: a token is given once, so somebody else wrote there.
+    Raises ArtifactError when the directory exists: a token is given once, so somebody else wrote there. Raises
+    ArtifactUnreachable when the storage does not answer.
     """
-    folder = root() / scope_slug(scope)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"v{version}-{token}"
-    temporary = folder / f"{TEMPORARY_PREFIX}{name}"
-    if temporary.exists():  # this token's own unfinished attempt; nobody else may write under it
-        shutil.rmtree(temporary)
-    temporary.mkdir()
-    model.save(temporary)
-    size, sha256 = _digest(temporary)
-    text = json.dumps({**manifest, "size": size, "sha256": sha256}, sort_keys=True, indent=1, default=str) + "\n"
-    (temporary / MANIFEST_FILE).write_text(text, encoding="utf-8")
-    for path in sorted(temporary.iterdir()):
-        _sync(path)
-    _sync(temporary)
-    target = folder / name
-    if target.exists():
-        shutil.rmtree(temporary)
-        raise ArtifactError(f"{target} exists already: a fencing token is given once; look who else writes there")
-    temporary.rename(target)
-    _sync(folder)
-    return WrittenArtifact(directory=f"{folder.name}/{name}", size=size, sha256=sha256)
+    directory = f"{scope_slug(scope)}/v{version}-{token}"
+    storage = artifact_storage()
+    with _reaching(directory):
+        draft = storage.draft(directory)
+        model.save(draft)
+        size, sha256 = _digest(_files(draft))
+        text = json.dumps({**manifest, "size": size, "sha256": sha256}, sort_keys=True, indent=1, default=str) + "\n"
+        (draft / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        try:
+            storage.publish(draft, directory)
+        except FileExistsError as error:
+            raise ArtifactError(
+                f"{error.filename} exists already: a fencing token is given once; look who else writes there"
+            ) from error
+    return WrittenArtifact(directory=directory, size=size, sha256=sha256)
 
 
 def remove(written: WrittenArtifact) -> None:
@@ -97,28 +114,38 @@ def remove(written: WrittenArtifact) -> None:
 
 
 def remove_directory(directory: str) -> None:
-    """Remove a directory below ARTIFACTS_DIR that no row names."""
-    shutil.rmtree(root() / directory, ignore_errors=True)
+    """Remove a directory that no row names."""
+    with _reaching(directory):
+        artifact_storage().remove(directory)
 
 
 def remove_temporary(scope: TrainingScope, token: int) -> None:
     """Remove what an attempt with `token` left unfinished."""
-    for path in (root() / scope_slug(scope)).glob(f"{TEMPORARY_PREFIX}v*-{token}"):
-        shutil.rmtree(path, ignore_errors=True)
+    artifact_storage().discard_drafts(scope_slug(scope), token)
 
 
 def verify(artifact: ModelArtifact) -> None:
     """Check size, sha256, schema and the probe prediction. Raises ArtifactError that names the first thing wrong."""
+    verify_files(artifact)  # what is stored, and not only this host's copy of it
     load(artifact)
 
 
 def verify_files(artifact: ModelArtifact) -> None:
-    """Check size and sha256 only: cheap, and without LightGBM. Raises ArtifactError."""
-    path = path_of(artifact)
+    """Check size and sha256 of what is stored: cheap, and without LightGBM.
+
+    Raises ArtifactError, or ArtifactUnreachable when nothing can be said about the files now.
+    """
+    path = directory_of(artifact)
     try:
-        size, sha256 = _digest(path)
+        with _reaching(path):
+            size, sha256 = _digest(artifact_storage().contents(path))
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    _compare(artifact, size, sha256)
+
+
+def _compare(artifact: ModelArtifact, size: int, sha256: str) -> None:
+    path = artifact.directory
     if size != artifact.size:
         raise ArtifactError(f"{path}: {size} bytes, {artifact.size} were written: files are cut off or missing")
     if sha256 != artifact.sha256:
@@ -134,10 +161,13 @@ def load(artifact: ModelArtifact) -> MetaModel:
     """
     from quant.model import MetaModel, ModelError  # LightGBM is not for web processes
 
-    verify_files(artifact)
+    path = path_of(artifact)
     try:
-        model = MetaModel.load(path_of(artifact))
+        _compare(artifact, *_digest(_files(path)))
+        model = MetaModel.load(path)
         model.probe()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
     except ModelError as error:
         raise ArtifactError(str(error)) from error
     _check_same(artifact, model)
@@ -156,22 +186,27 @@ def _check_same(artifact: ModelArtifact, model: MetaModel) -> None:
             raise ArtifactError(f"{artifact.directory}: {name} is {in_files} in the files, {in_row} in the database")
 
 
-def _digest(directory: Path) -> tuple[int, str]:
+def _digest(contents: Mapping[str, bytes]) -> tuple[int, str]:
     """Return total size and sha256 over the sorted names and contents of all files but the manifest."""
     digest = hashlib.sha256()
     size = 0
-    paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
-    for path in paths:
-        content = path.read_bytes()
-        size += len(content)
-        digest.update(f"{path.name}\0{len(content)}\0".encode())
-        digest.update(content)
+    for name in sorted(contents):
+        if name == MANIFEST_FILE:
+            continue
+        size += len(contents[name])
+        digest.update(f"{name}\0{len(contents[name])}\0".encode())
+        digest.update(contents[name])
     return size, digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextmanager
+def _reaching(directory: str) -> Iterator[None]:
+    """A storage that does not answer says nothing about the files: it must never make a model count as broken."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except BucketError as error:
+        raise ArtifactUnreachable(f"{directory}: {error}") from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
+import socket
 import sys
 from importlib import util
 
+from django.conf import settings
+
+from marketdata.bucket import Bucket
+from marketdata.errors import BucketError
 from ops_app import clock
 from ops_app.doctor import Finding, check, ok, problem, warning
 from training_app import artifacts, selectors
-from training_app.exceptions import ArtifactError
+from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import TrainingRun, TrainingScope
 
 WAITS_TOO_LONG = dt.timedelta(minutes=10)
@@ -55,6 +61,9 @@ def active_models() -> list[Finding]:
             found.append(
                 problem(str(error), "The plan falls back to the last good model within minutes, if a worker runs.")
             )
+        except ArtifactUnreachable as error:
+            found.append(problem(str(error), "The bot trades with what it holds. Look at the storage and STORAGE_URL."))
+            break
     return found or [ok(f"{len(slots)} serve {sum(len(slot.symbols) for slot in slots)} symbols, files are whole")]
 
 
@@ -77,11 +86,26 @@ def training_runs() -> Finding:
 
 @check("artifact folder")
 def artifact_folder() -> Finding:
+    if settings.STORAGE_BUCKET is not None:
+        return _bucket(Bucket(settings.STORAGE_BUCKET))
     root = artifacts.root()
-    folder = root if root.exists() else root.parent
+    folder = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if free < 1_000_000_000:
         return warning(
             f"{folder}: {free / 1e6:.0f} MB free", "A model needs about 2 MB, a training up to 1 GB: make room."
         )
     return ok(f"{root}: {free / 1e9:.0f} GB free")
+
+
+def _bucket(bucket: Bucket) -> Finding:
+    """A server that ignores conditions would let a paused writer undo what another one wrote."""
+    try:
+        ignored = bucket.ignored_conditions(f"doctor-{socket.gethostname()}-{os.getpid()}")
+    except BucketError as error:
+        return problem(str(error), "Mend STORAGE_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the server.")
+    if ignored:
+        return problem(
+            f"{bucket} ignores {', '.join(ignored)}", "Use a server that knows conditional writes (docs/scale-out.md)."
+        )
+    return ok(f"{bucket} writes, reads and refuses what it must")

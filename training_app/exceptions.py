@@ -19,5 +19,9 @@ class ArtifactError(TrainingAppError):
     """The files of an artifact are missing, cut off, changed, or predict something else than when they were written."""
 
 
+class ArtifactUnreachable(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
+    """The storage of artifacts does not answer: nothing is known about the files, and it is tried again."""
+
+
 class ActivationRefused(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
     """A model cannot be made active; the text says why and what to do."""

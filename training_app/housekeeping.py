@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
 
+import structlog
 from django.conf import settings
 
 from ops_app import clock
 from training_app import activation, artifacts
-from training_app.exceptions import ArtifactError
+from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import ActiveModel, ModelArtifact
+from training_app.storage import artifact_storage
+
+log = structlog.get_logger(__name__)
 
 LEAST_AGE = dt.timedelta(hours=1)
 
@@ -27,6 +30,9 @@ def verify_active_files(*, market: str | None = None) -> list[str]:
         except ArtifactError as error:
             if activation.report_broken(artifact=row.artifact, error=str(error)):
                 broken.append(row.artifact.directory)
+        except ArtifactUnreachable as error:
+            log.warning("artifact_unreachable", artifact=row.artifact_id, error=str(error))
+            break  # the others are in the same place; the next pass looks again
     return broken
 
 
@@ -36,22 +42,12 @@ def remove_orphans() -> list[str]:
     A process that was frozen for longer than that lost its lease, so its publish is refused anyway.
     """
     least_age = max(LEAST_AGE, 2 * dt.timedelta(seconds=settings.TRAIN_LEASE_SECONDS))
-    oldest = (clock.real_now() - least_age).timestamp()
-    root = artifacts.root()
-    if not root.is_dir():
-        return []
-    candidates = [path for scope in _folders(root) for path in _folders(scope) if path.stat().st_mtime < oldest]
+    oldest = clock.real_now() - least_age
+    candidates = [name for name, written_at in artifact_storage().directories().items() if written_at < oldest]
     if not candidates:
         return []
     known = set(ModelArtifact.objects.values_list("directory", flat=True))
-    removed = []
-    for path in candidates:
-        name = f"{path.parent.name}/{path.name}"
-        if name not in known:
-            artifacts.remove_directory(name)
-            removed.append(name)
+    removed = [name for name in sorted(candidates) if name not in known]
+    for name in removed:
+        artifacts.remove_directory(name)
     return removed
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())

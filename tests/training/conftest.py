@@ -26,6 +26,7 @@ from quant.schema import FeatureSchema
 from quant.timeframes import DAY_MS, to_ms
 from quant.training_spec import TrainingSpec
 from tests.factories import EPOCH, MARKET, SymbolFactory
+from tests.s3 import bucket, s3_endpoint  # noqa: F401 - fixtures
 from training_app import artifacts, policies, services
 from training_app.models import ModelArtifact, TrainingScope
 

@@ -27,6 +27,7 @@ from training_app import artifacts, execution, services
 from training_app.choices import OPEN_STATES, RunState, Verdict
 from training_app.exceptions import RunLost, RunRefused
 from training_app.models import ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
+from training_app.storage import FolderStorage
 
 pytestmark = pytest.mark.django_db
 
@@ -416,8 +417,10 @@ def test_t12_no_transaction_reads_or_writes_files(
 
         return checked
 
-    for name in ("_digest", "_sync", "write_artifact", "verify", "load"):
+    for name in ("_digest", "write_artifact", "verify", "load"):
         monkeypatch.setattr(artifacts, name, outside(getattr(artifacts, name)))
+    for name in ("draft", "publish", "contents", "local"):
+        monkeypatch.setattr(FolderStorage, name, outside(getattr(FolderStorage, name)))
     first = train_model(scope, symbols)
     second = train_model(scope, symbols)
     from training_app import activation
