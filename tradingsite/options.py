@@ -17,6 +17,8 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from marketdata.places import parse_storage_url
+
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off"})
@@ -88,6 +90,11 @@ def words(raw: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[,\s]+", raw.strip()) if word)
 
 
+def storage_url(raw: str) -> str:
+    parse_storage_url(raw)
+    return raw.strip()
+
+
 def day(raw: str) -> str:
     value = raw.strip()
     if value and not re.fullmatch(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2})?", value):
@@ -105,6 +112,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("HTTPS", False, boolean, "The site is served over HTTPS: secure cookies, HSTS, redirect."),
     Option("DATABASE_URL", "", text, "postgres://user@host:5432/name; empty: SQLite in DATA_DIR.", secret=True),
     Option("REDIS_URL", "", text, "redis://host:6379/0 as the queue's broker; empty: the database.", secret=True),
+    Option(
+        "STORAGE_URL",
+        "",
+        storage_url,
+        "Candles and models on several hosts: file:///shared/folder or s3://bucket/prefix; empty: in DATA_DIR.",
+        secret=True,
+    ),
     Option("WEB_BIND", "127.0.0.1:8000", text, "Address and port of the web server."),
     Option("WEB_WORKERS", 2, integer(1, 64), "Web server processes."),
     Option("QUEUE_WORKERS", 2, integer(1, 64), "Worker processes for light tasks (universe, candles, coverage)."),
@@ -171,7 +185,7 @@ BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
     "BACKUP_", "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "HOST_CORES", "HOST_MEMORY",
     "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RETENTION_",
-    "RISK_", "SIM_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
+    "RISK_", "SIM_", "STORAGE_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
 RETIRED_HINT = "see `python3 run.py manage options`"
 

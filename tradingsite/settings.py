@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
+from marketdata.places import BucketAddress, parse_storage_url
 from tradingsite import signal_files
 from tradingsite.logs import logging_config
 from tradingsite.options import load_options
@@ -25,8 +26,12 @@ PRIMARY_SIGNAL = signal_files.resolve(OPTIONS["PRIMARY_SIGNAL"], folder=BASE_DIR
 
 DATA_DIR = (BASE_DIR / OPTIONS["DATA_DIR"]).resolve()
 DATA_DIR.mkdir(parents=True, exist_ok=True)
-CANDLES_DIR = DATA_DIR / "candles"
-ARTIFACTS_DIR = DATA_DIR / "artifacts"
+# Candles and artifacts: in DATA_DIR, in a folder that several hosts share, or in a bucket (then STORAGE_BUCKET is set).
+_STORAGE = parse_storage_url(OPTIONS["STORAGE_URL"])
+STORAGE_BUCKET = _STORAGE if isinstance(_STORAGE, BucketAddress) else None
+_SHARED_DIR = _STORAGE if isinstance(_STORAGE, Path) else DATA_DIR
+CANDLES_DIR = _SHARED_DIR / "candles"
+ARTIFACTS_DIR = _SHARED_DIR / "artifacts"
 LEDGER_DIR = DATA_DIR / "ledger"
 
 
@@ -210,6 +215,14 @@ STATIC_ROOT.mkdir(exist_ok=True)  # whitenoise warns about a missing folder
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG or TESTING
+
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},  # nothing is uploaded
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "artifacts": {"BACKEND": "training_app.storage.FolderStorage"}
+    if STORAGE_BUCKET is None
+    else {"BACKEND": "training_app.storage.BucketStorage", "OPTIONS": {"address": STORAGE_BUCKET / "artifacts"}},
+}
 
 UNFOLD = {
     "SITE_TITLE": "Trading bot",
