@@ -74,6 +74,40 @@ def history_stats(candles: Candles, step_ms: int, now_ms: int, window_days: int)
     )
 
 
+def continued_stats(
+    before: HistoryStats, tail: Candles, step_ms: int, now_ms: int, window_days: int, since_ms: int
+) -> HistoryStats | None:
+    """What `history_stats` of the candles from `since_ms` on would say, after `tail` followed an unbroken history.
+
+    `before` is what it said last, and `tail` begins with the candle that was the last one then. None: there was or is a
+    gap or a break, or the window has left what `before` speaks of; then only a look at the whole history can tell.
+    """
+    end = floor_ms(now_ms, step_ms)
+    tail = tail.between(0, end)
+    unbroken = before.count == before.expected > 0 and before.unbroken_since_ms is None and before.price_break is None
+    if not unbroken or before.first_ms is None or not len(tail) or int(tail.open_time[0]) != before.last_ms:
+        return None
+    last = int(tail.open_time[-1])
+    first = max(before.first_ms, since_ms)
+    start = max(first, -(-(now_ms - window_days * DAY_MS) // step_ms) * step_ms)
+    whole = last - before.last_ms == (len(tail) - 1) * step_ms
+    if not whole or start > before.last_ms or find_price_break(tail, step_ms) is not None:
+        return None
+    count, expected = (last - start) // step_ms + 1, (end - start) // step_ms
+    missing = expected - count
+    return HistoryStats(
+        first_ms=first,
+        last_ms=last,
+        count=count,
+        expected=expected,
+        coverage=count / expected,
+        largest_gap_bars=missing,
+        largest_gap_at_ms=last + step_ms if missing else None,
+        unbroken_since_ms=None,
+        price_break=None,
+    )
+
+
 def _largest_gap(times: NDArray[np.int64], start: int, end: int, step_ms: int) -> tuple[int, int | None]:
     edges = np.concatenate([[start - step_ms], times, [end]])
     missing = np.diff(edges) // step_ms - 1

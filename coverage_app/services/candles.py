@@ -19,6 +19,7 @@ from django.db import connection, transaction
 from coverage_app import market as sources
 from coverage_app.models import Symbol
 from coverage_app.selectors import candles_are_due
+from coverage_app.services import figures
 from coverage_app.services.evaluation import hasten
 from exchanges.errors import ExchangeError, ExchangeUnavailableError, MarketDataError
 from exchanges.port import MarketData
@@ -34,14 +35,14 @@ from quant.timeframes import floor_ms, from_ms, last_closed_open_ms, timeframe_m
 log = structlog.get_logger(__name__)
 
 INGEST_TASK = "coverage_app.tasks.ingest_task"
-SHARD = 50
+SHARD = 100
 """Symbols of one task (locks.md: one task per 50-100 symbols, not per symbol)."""
 CLAIM_SECONDS = 120.0
 """Real seconds for which a symbol is a task's: a killed one is followed after that; a living one claims on."""
 BUDGET_SECONDS = 60.0
 """Real seconds after which a task gives its other symbols back, so that a long backfill never blocks the queue."""
 FLUSH_CANDLES = 200_000
-FLUSH_SYMBOLS = 20
+FLUSH_SYMBOLS = SHARD
 """A write costs the same for one symbol as for many: candles are collected up to these numbers, then stored."""
 WRITER_TTL = dt.timedelta(seconds=60)
 WRITER_WAIT_SECONDS = 45.0
@@ -50,11 +51,7 @@ CLOSE_DELAY_MS = 5_000
 LATE_RETRY_MS, LATE_WINDOW_MS = MINUTE_MS, 5 * MINUTE_MS
 """A newest candle that is not there yet is asked for again, for this long; after that the exchange left it out."""
 FAILURE_BASE_MS, FAILURE_CAP_MS = 5 * MINUTE_MS, 6 * HOUR_MS
-FIGURES = (
-    "history_start", "history_days", "history_coverage", "candle_count", "expected_count", "largest_gap_bars",
-    "unbroken_since", "price_break", "last_candle_at",
-)  # fmt: skip
-INGEST_FIELDS = (*FIGURES, "backfilled", "ingest_due_at", "ingest_failures", "ingest_error")
+INGEST_FIELDS = (*figures.FIGURES, "backfilled", "ingest_due_at", "ingest_failures", "ingest_error")
 
 
 @dataclass(slots=True)
@@ -268,12 +265,13 @@ class _Ingest:
         self.collected, self.funding, self.ended = {}, {}, {}
 
     def _write_rows(self, candles: Mapping[str, Candles]) -> None:
-        figures = self._figures(candles)
+        rows = [self.rows[code] for code in candles]
+        found = figures.measure(self.store, rows, now_ms=self.now_ms, timeframe=self.timeframe)
         changes: dict[int, dict[str, Any]] = {}
         changed_verdict = []
         for code in sorted(candles.keys() | self.ended.keys()):
             row = self.rows[code]
-            values = {name: getattr(row, name) for name in INGEST_FIELDS} | figures.get(code, {})
+            values = {name: getattr(row, name) for name in INGEST_FIELDS} | found.get(code, {})
             values["ingest_due_at"] = from_ms(self.now_ms) + dt.timedelta(seconds=CLAIM_SECONDS * clock.speed())
             if code in self.ended:
                 self._close(row, values, self.ended[code])
@@ -314,33 +312,6 @@ class _Ingest:
         before, after = row.last_candle_at, values["last_candle_at"]
         was_behind = before is None or to_ms(before) < self.newest_ms - self.step
         return after != before and was_behind
-
-    def _figures(self, candles: Mapping[str, Candles]) -> dict[str, dict[str, Any]]:
-        """Measure the stored history of these symbols within the target window."""
-        from marketdata.gaps import history_stats
-
-        if not candles:
-            return {}
-        window = settings.HISTORY_TARGET_DAYS
-        since = floor_ms(self.now_ms - window * DAY_MS, self.step)
-        stored = self.store.read(self.market, self.timeframe, symbols=candles, since_ms=since)
-        figures = {}
-        for code, series in stored.items():
-            stats = history_stats(series, self.step, self.now_ms, window)
-            if stats.first_ms is None or stats.last_ms is None:
-                continue
-            figures[code] = {
-                "history_start": from_ms(stats.first_ms),
-                "history_days": (stats.last_ms + self.step - stats.first_ms) / DAY_MS,
-                "history_coverage": stats.coverage,
-                "candle_count": stats.count,
-                "expected_count": stats.expected,
-                "largest_gap_bars": stats.largest_gap_bars,
-                "unbroken_since": None if stats.unbroken_since_ms is None else from_ms(stats.unbroken_since_ms),
-                "price_break": (stats.price_break or "")[:300],
-                "last_candle_at": from_ms(stats.last_ms),
-            }
-        return figures
 
     # ------------------------------------------------------------------ stop
     def _postpone(self, due: dt.datetime) -> None:

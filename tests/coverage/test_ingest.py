@@ -13,6 +13,7 @@ from coverage_app.models import Block, Symbol
 from coverage_app.services import candles as ingest_module
 from exchanges.errors import ExchangeUnavailableError, MarketDataError
 from marketdata.errors import StoreError
+from marketdata.gaps import history_stats
 from marketdata.store import CandleStore
 from ops_app import leases
 from ops_app.clock import SimulatedClock
@@ -79,6 +80,29 @@ def test_only_the_newest_candle_is_asked_for_later(
     assert ingest_all().candles == 3
     assert exchange.asked == [(code, to_ms(EPOCH)) for code in CODES]
     assert set(Symbol.objects.values_list("last_candle_at", flat=True)) == {EPOCH}
+
+
+def test_figures_that_follow_an_unbroken_history_are_those_of_a_whole_look(
+    exchange: ScriptedMarket, symbols: list[Symbol], sim: SimulatedClock, store: CandleStore, settings: Any
+) -> None:
+    settings.HISTORY_TARGET_DAYS = 3
+    exchange.trouble[CODES[1]] = lambda page: page.take(page.open_time % (7 * to_ms(from_ms(0) + HOUR)) != 0)
+    whole = to_ms(from_ms(0) + HOUR)
+    for _ in range(30):
+        ingest_all()
+        for symbol in Symbol.objects.filter(last_candle_at=sim.now - HOUR):  # measured when a candle came
+            now, since = to_ms(sim.now), to_ms(sim.now - 3 * DAY) // whole * whole
+            stored = store.read("simulated", "1h", symbols=[symbol.code], since_ms=since)[symbol.code]
+            stats = history_stats(stored, whole, now, 3)
+            assert (symbol.candle_count, symbol.expected_count, symbol.largest_gap_bars) == (
+                stats.count, stats.expected, stats.largest_gap_bars
+            )  # fmt: skip
+            assert (to_ms(symbol.history_start or EPOCH), to_ms(symbol.last_candle_at or EPOCH)) == (
+                stats.first_ms, stats.last_ms
+            )  # fmt: skip
+        sim.advance(HOUR)
+    gappy = Symbol.objects.get(code=CODES[1])
+    assert gappy.candle_count < gappy.expected_count, "one of them has gaps"
 
 
 def test_an_exchange_with_bulk_candles_is_asked_in_bulk(
@@ -241,7 +265,7 @@ def test_shards_are_sent_once_and_a_killed_one_is_sent_again(
 ) -> None:
     SymbolFactory.create_batch(120, ingest_due_at=EPOCH)
     assert services.ring_ingest() == 120
-    assert [len(message.args[0].split(",")) for message in messages] == [50, 50, 20]
+    assert [len(message.args[0].split(",")) for message in messages] == [100, 20]
     assert services.ring_ingest() == 0
     sim.advance(dt.timedelta(seconds=121))
     assert services.ring_ingest() == 120

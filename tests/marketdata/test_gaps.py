@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchanges.archive import Archive
-from marketdata.gaps import HistoryStats, find_price_break, history_stats
+from marketdata.gaps import HistoryStats, continued_stats, find_price_break, history_stats
 from quant.candles import Candles
 from quant.timeframes import DAY_MS, HOUR_MS, TIMEFRAMES
 
@@ -95,6 +95,36 @@ def test_counts_and_gaps_add_up(present: set[int], now: int, window: int) -> Non
         run = 0 if hour in present else run + 1
         longest = max(longest, run)
     assert stats.largest_gap_bars == longest
+
+
+@given(
+    gaps=st.sets(st.integers(0, 99), max_size=3),
+    jump=st.integers(0, 400),
+    first_look=st.integers(1, 99),
+    later=st.integers(0, 30),
+    late=st.integers(0, 3),
+    window=st.integers(1, 5),
+)
+def test_a_continued_measurement_says_what_a_whole_one_says(
+    gaps: set[int], jump: int, first_look: int, later: int, late: int, window: int
+) -> None:
+    def at(look: int) -> tuple[int, int, Candles]:
+        """(now, since, what is stored from there on) at a look; the last `late` candles are not there yet."""
+        now = START + look * HOUR_MS + 5_000
+        since = (now - window * DAY_MS) // HOUR_MS * HOUR_MS
+        hours = np.array([hour for hour in range(look - late) if hour not in gaps], dtype=np.int64)
+        price = np.where(hours < jump, 100.0, 500.0)
+        return now, since, candles_at(hours, price).between(since, now)
+
+    now, _, candles = at(first_look)
+    before = history_stats(candles, HOUR_MS, now, window)
+    now, since, candles = at(first_look + later)
+    tail = candles.between(before.last_ms or 0, now)
+    continued = continued_stats(before, tail, HOUR_MS, now, window, since)
+    if continued is not None:
+        assert continued == history_stats(candles, HOUR_MS, now, window)
+    elif not gaps and not late and jump >= first_look + later:
+        assert later >= 24 * window, "an unbroken history is continued without looking at all of it"
 
 
 def test_a_window_of_no_days_is_refused() -> None:
