@@ -93,13 +93,13 @@ class Explanation:
 
 
 def find_symbol(code: str, *, market: str) -> Symbol:
-    """Return the symbol; case and a missing settle currency are forgiven. Raises UnknownCodeError."""
+    """Return the symbol; case is forgiven, and what follows the base or the quote. Raises UnknownCodeError."""
     found = Symbol.objects.of_market(market).filter(code=code).first()
     if found is not None:
         return found
     codes = list(Symbol.objects.of_market(market).values_list("code", flat=True))
     wanted = code.strip().upper()
-    same = [each for each in codes if wanted in (each.upper(), each.upper().partition(":")[0])]
+    same = [each for each in codes if wanted in _short_forms(each.upper())]
     if len(same) == 1:
         return Symbol.objects.get(market=market, code=same[0])
     begins = sorted(each for each in codes if wanted and each.upper().startswith(wanted.partition("/")[0]))
@@ -107,6 +107,11 @@ def find_symbol(code: str, *, market: str) -> Symbol:
     bases = {each.partition("/")[0].upper(): each for each in codes}
     close = [bases[base] for base in difflib.get_close_matches(wanted.partition("/")[0], bases, n=5, cutoff=0.5)]
     raise UnknownCodeError(code, market, list(dict.fromkeys([*same, *begins[:5], *close]))[:5])
+
+
+def _short_forms(code: str) -> tuple[str, ...]:
+    """Return what a person may write for BTC/USDT:USDT: that, BTC/USDT, or BTC."""
+    return code, code.partition(":")[0], code.partition("/")[0]
 
 
 def explain(code: str, *, market: str | None = None, decisions: int = 10) -> Explanation:
@@ -153,8 +158,7 @@ def _verdict(
     if position is not None:
         return f"Position of {position.quantity} is open since {position.opened_at:%Y-%m-%d %H:%M} UTC."
     if not state.tradable:
-        then = f" Looked at again at {state.recheck_at:%Y-%m-%d %H:%M} UTC." if state.recheck_at else ""
-        return f"Not traded: {state.state.value}, {state.evidence or state.reason}.{then}"
+        return f"Not traded: {state.state.value}, {state.evidence or state.reason}.{_next_look(state)}"
     if bot is None:
         return "Tradable, but there is no bot: run `manage.py setup`."
     if bot.entries_blocked:
@@ -164,6 +168,14 @@ def _verdict(
     newest = rows[0]
     verb = "Entered" if newest.outcome == Outcome.ENTER else "Not entered"
     return f"Tradable. {verb} at the bar of {newest.bar_at:%Y-%m-%d %H:%M} UTC: {newest.reason or newest.outcome}."
+
+
+def _next_look(state: SymbolState) -> str:
+    if state.recheck_at is None:
+        return ""
+    at = f"{state.recheck_at:%Y-%m-%d %H:%M} UTC"
+    is_due = state.recheck_at <= clock.market_now()
+    return f" Due to be looked at since {at}." if is_due else f" Looked at again at {at}."
 
 
 def _run(state: SymbolState) -> ExplainedRun | None:

@@ -37,7 +37,7 @@ class FoldFill:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What the fills make: ``quantity`` signed, ``entry_price`` the average cost of what is open (0 when flat).
+    """What the fills make: ``quantity`` signed, ``entry_price`` the average cost of what is open, or was open last.
 
     ``realised_pnl`` is before fees; ``fees`` holds funding payments too. ``opened_ms`` is the first and ``last_ms`` the
     last fill's time (0 without fills).
@@ -58,7 +58,7 @@ class Folded:
 def fold(fills: Iterable[FoldFill]) -> Folded:
     """Return the position that the fills make. A fill through zero closes one side and opens the other at its price."""
     unique = {fill.trade_id: fill for fill in fills}
-    quantity = cost = realised = fees = ZERO  # cost: signed quantity x average entry price
+    quantity = cost = realised = fees = entry_price = ZERO  # cost: signed quantity x average entry price
     opened_ms = last_ms = 0
     for fill in sorted(unique.values(), key=lambda each: (each.time_ms, each.trade_id)):
         fees += fill.fee
@@ -69,15 +69,17 @@ def fold(fills: Iterable[FoldFill]) -> Folded:
         if quantity * change >= 0:
             quantity += change
             cost += change * fill.price
+            entry_price = cost / quantity
             continue
         closing = -quantity if abs(change) >= abs(quantity) else change
         # The whole of the cost when all is closed: no remainder of a division is left behind.
         removed = cost if closing == -quantity else cost * (-closing / quantity)
         realised += -closing * fill.price - removed
         quantity, cost = quantity + change, cost - removed + (change - closing) * fill.price
+        entry_price = cost / quantity if quantity else entry_price  # flat: a person still wants to read what it cost
     return Folded(
         quantity=quantity,
-        entry_price=cost / quantity if quantity else ZERO,
+        entry_price=entry_price,
         realised_pnl=realised,
         fees=fees,
         opened_ms=opened_ms,

@@ -18,7 +18,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from coverage_app.admin import SymbolAdmin
 from coverage_app.models import Symbol
-from ops_app import journal
+from ops_app import clock, journal
 from ops_app.pages import ReadOnlyAdmin
 from ops_app.people import acting_user
 from training_app.selectors import State, SymbolState, symbol_states
@@ -82,14 +82,16 @@ class StatefulSymbolAdmin(SymbolAdmin):
     @display(description="Why, and what comes next")
     def shown_why(self, symbol: Symbol) -> str:
         state = _derived(symbol)
-        return state.evidence or f"covered by model v{state.artifact_version}"
+        in_run = f" (in run {state.run_id})" if state.training and state.state != State.TRAINING else ""
+        return (state.evidence or f"covered by model v{state.artifact_version}") + in_run
 
     @display(description="Looked at next")
     def shown_next(self, symbol: Symbol) -> str:
         state = _derived(symbol)
         if state.permanent:
             return "when a person lifts it"
-        return f"{state.recheck_at:%Y-%m-%d %H:%M}" if state.recheck_at else "-"
+        due = " (due)" if state.recheck_at and state.recheck_at <= clock.market_now() else ""
+        return f"{state.recheck_at:%Y-%m-%d %H:%M}{due}" if state.recheck_at else "-"
 
 
 def _derived(symbol: Symbol) -> SymbolState:

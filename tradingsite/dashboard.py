@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -18,12 +20,14 @@ from trading_app import selectors as trading
 from trading_app.choices import DesiredState
 from trading_app.models import Decision, Fill
 from training_app import selectors as training
+from training_app.models import TrainingRun
 from training_app.selectors import State
 
 EQUITY_POINTS = 1500
 CHART_CANDLES = 500
 EVENTS = 14
 ALERTS = 5
+RUNS_NAMED = 3
 SYMBOL_SUBJECT = coverage.subject_of("")
 PER_PAGE = 100
 #: What the dashboard's buttons say; the choice's own label explains it in full.
@@ -46,6 +50,7 @@ def overview() -> dict[str, Any]:
     counts = training.state_counts(states)
     latest = trading.latest_equity(bot) if bot is not None else None
     last_runs = training.runs(limit=4)
+    positions = list(trading.open_positions(bot)) if bot is not None else []
     return {
         "now": now,
         "speed": clock.speed(),
@@ -53,7 +58,8 @@ def overview() -> dict[str, Any]:
         "buttons": [(each, STATE_VERBS[each], each in ASK_BEFORE) for each in DesiredState],
         "latest": latest,
         "day_change": _day_change(bot, latest),
-        "positions": list(trading.open_positions(bot)) if bot is not None else [],
+        "positions": positions,
+        "exposure": sum((abs(each.quantity * each.entry_price) for each in positions), Decimal(0)),
         "closed": list(trading.closed_positions(bot, limit=6)) if bot is not None else [],
         "today": trading.decisions_today(bot, now) if bot is not None else None,
         "promises": trading.promises(bot, limit=3) if bot is not None else [],
@@ -92,6 +98,17 @@ def equity_chart() -> dict[str, Any]:
     }
 
 
+def asked_for(runs: Sequence[TrainingRun], *, before: Collection[int]) -> str:
+    """Say what a wish for a training led to: which runs it made, and which were open before it (their ids)."""
+    now = clock.market_now()
+    parts = [
+        f"Run {run.pk}{', asked for before,' if run.pk in before else ''} {training.standing(run, now=now)}."
+        for run in runs[:RUNS_NAMED]
+    ]
+    more = len(runs) - RUNS_NAMED
+    return " ".join([*parts, f"And {more} more runs: see the admin, Training runs."] if more > 0 else parts)
+
+
 def _texts(state: training.SymbolState) -> list[str]:
     """Return what a search looks in: the code, the sentence that is shown, and every open block."""
     return [state.code, state.evidence, *(f"{block.reason} {block.evidence}" for block in state.blocks)]
@@ -100,6 +117,8 @@ def _texts(state: training.SymbolState) -> list[str]:
 def symbol_list(*, state: str, query: str, page: str) -> dict[str, Any]:
     """Return a page of the states of the symbols that match, and how many there are of each state."""
     states = training.symbol_states()
+    known = [name.value for name in STATE_ORDER]
+    state = state.strip().upper()
     words = query.strip().upper()
     shown = [
         each
@@ -112,6 +131,9 @@ def symbol_list(*, state: str, query: str, page: str) -> dict[str, Any]:
         "counts": [(name.value, counts[name.value]) for name in STATE_ORDER],
         "total": len(states),
         "state": state,
+        "unknown_state": "" if not state or state in known else state,
+        "known_states": known,
+        "now": clock.market_now(),
         "query": query,
     }
 

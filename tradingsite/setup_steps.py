@@ -144,6 +144,8 @@ def compile_kernels() -> str:
     )
     if not changed_since("kernels", stamp):
         return ""
+    sys.stdout.write("  kernels: compiling, about a minute, once ...\n")
+    sys.stdout.flush()
     began = clock.monotonic()
     from quant.features import warm_cache
 

@@ -5,6 +5,7 @@ from django.urls import include, path
 
 from tradingsite import health, views
 
+handler404 = "tradingsite.views.not_found"
 urlpatterns = [
     path("", views.dashboard, name="dashboard"),
     path("equity.json", views.equity_data, name="equity-data"),

@@ -11,6 +11,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.views import defaults
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
@@ -24,10 +25,12 @@ from trading_app.choices import DesiredState
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot
 from tradingsite import dashboard as pages
+from tradingsite.api.problems import MEDIA_TYPE as PROBLEM
 from tradingsite.permissions import ADMIN, OPERATOR, VIEWER, has_role
 from training_app import activation
 from training_app import services as training
 from training_app.exceptions import TrainingAppError
+from training_app.selectors import open_runs
 
 View = Callable[..., HttpResponse]
 
@@ -49,6 +52,15 @@ def needs(role: str) -> Callable[[View], View]:
         return guarded
 
     return decorate
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer a path that is nothing: to machines in the form of all errors of the API, to people with a page."""
+    if not request.path.startswith("/api/"):
+        return defaults.page_not_found(request, exception)
+    detail = f"There is nothing at {request.path}: /api/v1/ lists what there is, /api/v1/docs/ describes it."
+    body = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": detail}
+    return JsonResponse(body, status=404, content_type=PROBLEM)
 
 
 def may(request: HttpRequest) -> dict[str, bool]:
@@ -153,8 +165,8 @@ def bot_reset(request: HttpRequest, name: str) -> HttpResponse:
 @needs(OPERATOR)
 def train(request: HttpRequest) -> HttpResponse:
     def work() -> str:
-        runs = training.train_now(user=acting_user(request))
-        return f"{len(runs)} training run(s) wait for a worker."
+        before = {run.pk for run in open_runs()}
+        return pages.asked_for(training.train_now(user=acting_user(request)), before=before)
 
     return _do(request, work, "dashboard")
 

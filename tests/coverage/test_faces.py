@@ -96,6 +96,9 @@ class TestCommands:
         assert document["summary"]["by_reason"] == {"PRICE_BREAK": 1}
         assert [row["code"] for row in document["symbols"]] == ["BTC/USDT:USDT", "LUNA/USDT:USDT"]
         assert document["symbols"][1]["blocks"][0]["evidence"] == "PRICE_BREAK: gap_bars=437"
+        evidence = "STALE_DATA: last_candle=2025-05-01T00:00Z, bars_late=700, allowed=3, and_so_on=" + 80 * "x"
+        BlockFactory(symbol__code="ETH/USDT:USDT", reason="STALE_DATA", evidence=evidence)
+        assert evidence in run("coverage")[1], "what is no terminal has no width to cut at"
         only = json.loads(run("coverage", "--json", "--reason", "PRICE_BREAK")[1])
         assert [row["code"] for row in only["symbols"]] == ["LUNA/USDT:USDT"]
 

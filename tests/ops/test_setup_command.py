@@ -43,6 +43,17 @@ def test_setup_makes_what_the_site_needs_and_says_so_and_then_nothing_more() -> 
     assert setup().strip() == "Set-up: nothing to do."
 
 
+def test_who_waits_for_the_compiler_is_told_so_before_it_begins(monkeypatch, capsys) -> None:
+    from quant import features
+
+    shown: list[str] = []
+    monkeypatch.setattr(features, "warm_cache", lambda: shown.append(capsys.readouterr().out))
+    assert "kernels compiled in" in steps.compile_kernels()
+    assert shown == ["  kernels: compiling, about a minute, once ...\n"]
+    assert steps.compile_kernels() == ""
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.django_db
 def test_the_first_admin_can_log_in_with_the_password_that_is_kept_for_the_owner_alone() -> None:
     text = steps.create_admin()

@@ -123,6 +123,8 @@ def test_a_role_that_is_too_low_is_told_so(world: World, call: Call) -> None:
 def test_what_is_not_there_is_404(world: World, call: Call) -> None:
     problem(call("viewer").get("/api/v1/symbols/99/"), 404)
     problem(call("admin").post("/api/v1/bots/other/kill/", {"why": "test"}), 404)
+    assert "/api/v1/symbol/" in problem(call("viewer").get("/api/v1/symbol/"), 404)["detail"]
+    assert problem(call("viewer").get("/api/v2/"), 404)
 
 
 def test_a_refusal_of_the_service_is_409_with_its_reason(world: World, call: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -18,8 +19,9 @@ from ops_app import clock
 from ops_app.models import Event, Heartbeat
 from tests import factories as make
 from tests.site.conftest import World
+from tradingsite import dashboard
 from tradingsite.templatetags import site_format
-from training_app.models import ModelArtifact
+from training_app.models import ModelArtifact, TrainingRun
 
 Browse = Callable[[str], Client]
 HTMX = {"HTTP_HX_REQUEST": "true"}
@@ -96,6 +98,32 @@ def test_each_role_sees_only_the_buttons_that_it_may_press(
         assert (f'id="{name}"' in page) == allowed, name
 
 
+def test_who_asks_for_a_training_is_told_which_run_waits_or_runs(world: World, browse: Browse) -> None:
+    client = browse("operator")
+    said = client.post("/train", follow=True).content.decode()
+    assert f"Run {world.run.pk}, asked for before, waits for a worker." in said
+    runs = [world.run, *(TrainingRun(pk=pk, not_before=make.EPOCH) for pk in range(7, 11))]
+    made = dashboard.asked_for(runs, before=())
+    assert made.startswith(f"Run {world.run.pk} waits for a worker. Run 7 waits")
+    assert made.endswith("And 2 more runs: see the admin, Training runs.")
+
+
+def test_the_exposure_is_that_of_the_positions_that_are_shown(world: World, browse: Browse) -> None:
+    assert "100.00 in 1 position <small>(now" in text_of(browse("viewer"), "/")
+    make.PositionFactory(bot=world.bot, side=-1, quantity=-3)
+    assert "400.00 in 2 positions <small>(now" in text_of(browse("viewer"), "/")
+
+
+def test_no_page_of_ours_runs_a_script_that_is_written_into_it(world: World, browse: Browse) -> None:
+    client = browse("admin")
+    for path in ("/", "/symbols/", "/symbols/1/", "/api/v1/docs/", "/api/v1/status/", "/healthz"):
+        assert "script-src 'self'" in client.get(path)["Content-Security-Policy"].split("; ")
+        assert not re.search(r"<script(?![^>]*\bsrc=)", client.get(path).content.decode()), path
+    policy = client.get("/admin/")["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in policy, "unfold's pages need their own scripts, but no other host's"
+    assert "http" not in policy
+
+
 def test_the_end_of_a_session_does_not_put_the_log_in_page_into_the_dashboard(world: World, client: Client) -> None:
     answer = client.get("/", **HTMX)
     assert (answer.status_code, answer["HX-Refresh"]) == (204, "true")
@@ -149,6 +177,8 @@ def test_symbols_are_filtered_and_paged(world: World, browse: Browse) -> None:
     only = text_of(client, "/symbols/?q=TRAINING_FAILED", **HTMX)
     assert only.count('<th scope="row">') == 1
     assert "No symbol matches" in text_of(client, "/symbols/?q=nothing", **HTMX)
+    nope = text_of(client, "/symbols/?state=nope", **HTMX)
+    assert "There is no state NOPE: the states are TRADABLE, TRAINING, TRAINABLE, BLOCKED." in nope
 
 
 def test_the_page_of_a_symbol_says_why_and_when_it_is_looked_at_again(world: World, browse: Browse) -> None:
@@ -157,6 +187,16 @@ def test_the_page_of_a_symbol_says_why_and_when_it_is_looked_at_again(world: Wor
     assert "Looked at again at 2025-06-01 01:00" in page
     assert "Unblock" in page
     assert "Unblock" not in text_of(browse("viewer"), "/symbols/1/")
+
+
+def test_what_should_have_been_looked_at_already_is_marked_as_due(
+    world: World, browse: Browse, now: clock.SimulatedClock
+) -> None:
+    now.advance(2 * make.HOUR)
+    client = browse("operator")
+    assert "Due to be looked at since 2025-06-01 01:00" in text_of(client, "/symbols/1/")
+    assert "06-01 01:00 <small>(due)</small>" in text_of(client, "/symbols/")
+    assert "2025-06-01 01:00 (due)" in text_of(client, "/admin/coverage_app/symbol/")
 
 
 def test_a_person_is_told_what_the_click_did(world: World, browse: Browse, people: dict[str, User]) -> None:

@@ -65,6 +65,20 @@ def test_explain_of_an_unknown_symbol_names_the_nearest_codes(sim: Any) -> None:
         call_command("explain", "QQQQQQQ")
 
 
+def test_explain_takes_the_base_alone_where_one_symbol_has_it_and_else_names_those_that_have(sim: Any) -> None:
+    for code in ("BABAX/USDT:USDT", "BABAXY/USDT:USDT", "ETH/USDT:USDT", "ETH/USDC:USDC"):
+        SymbolFactory(code=code)
+    assert explain("babax").code == "BABAX/USDT:USDT"
+    with pytest.raises(UnknownCodeError) as caught:
+        explain("ETH")
+    assert set(caught.value.nearest) == {"ETH/USDT:USDT", "ETH/USDC:USDC"}
+
+
+def test_a_look_that_is_due_is_called_so(sim: Any) -> None:
+    block = BlockFactory(recheck_at=EPOCH - HOUR)
+    assert explain(block.symbol.code).verdict.endswith("Due to be looked at since 2025-05-31 23:00 UTC.")
+
+
 def test_explain_says_that_a_position_is_foreign_or_has_no_stop(sim: Any) -> None:
     bot = BotFactory(name="main")
     position = PositionFactory(bot=bot, foreign=True)

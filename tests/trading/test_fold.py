@@ -46,9 +46,9 @@ def test_quantity_is_the_signed_sum_and_cash_is_conserved(ledger):
 
 
 @given(ledger=ledgers)
-def test_a_flat_position_has_no_entry_price_and_an_open_one_has_a_positive_one(ledger):
+def test_what_was_ever_open_has_a_positive_entry_price_also_when_it_is_flat(ledger):
     folded = fold(ledger)
-    assert (folded.entry_price > 0) == (folded.quantity != 0)
+    assert (folded.entry_price > 0) == any(fill.signed_quantity for fill in ledger)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_flat_position_has_no_entry_price_and_an_open_one_has_a_positive_one(l
                 one("buy", "2", "40", at=2),
                 one("buy", "9", "1", at=3, fee="4", kind="funding"),
             ],
-            Folded(Decimal(0), Decimal(0), Decimal(20), Decimal(4), 1, 3),
+            Folded(Decimal(0), Decimal(50), Decimal(20), Decimal(4), 1, 3),
         ),
     ],
     ids=["nothing", "partly closed", "turned over", "funding moves cash only"],

@@ -58,6 +58,30 @@ def test_a_symbol_in_a_run_without_a_model_is_training(
     assert f"run={run.pk}" in state.evidence
 
 
+def test_a_symbol_that_is_blocked_while_it_is_in_a_run_is_blocked_and_names_the_run(
+    scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    run = request(scope, symbols)
+    BlockFactory(symbol=symbols[0], reason="MANUAL", evidence="MANUAL: why=odd", permanent=True, recheck_at=None)
+    state = state_of(symbols[0])
+    assert (state.state, state.reason, state.permanent) == (State.BLOCKED, "MANUAL", True)
+    assert (state.training, state.run_id) == (True, run.pk)
+    assert state_of(symbols[1]).state == State.TRAINING
+
+
+def test_what_a_run_does_is_said_in_words(
+    scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    run = request(scope, symbols)
+    assert selectors.standing(run, now=sim.now) == "waits for a worker"
+    assert selectors.standing(run, now=run.not_before - HOUR).startswith("waits until 2025-06-01 00:00 (market time)")
+    claim = services.claim(run.pk, "worker")
+    assert claim is not None
+    services.heartbeat(claim, 0.4, "fold 2 of 3")
+    run.refresh_from_db()
+    assert selectors.standing(run, now=sim.now) == "is running: fold 2 of 3, 40%"
+
+
 def test_a_ready_symbol_without_a_model_is_trainable_and_says_what_it_waits_for(
     scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
 ) -> None:

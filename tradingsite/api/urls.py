@@ -1,7 +1,7 @@
 """Routes of `/api/v1/`."""
 
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.routers import DefaultRouter
 
 from tradingsite.api import views_coverage, views_status, views_trading, views_training
@@ -30,6 +30,6 @@ urlpatterns = [
     path("token/", views_status.TokenView.as_view(), name="token"),
     path("status/", views_status.StatusView.as_view(), name="status"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("docs/", SpectacularSwaggerView.as_view(url_name="api:schema"), name="docs"),
+    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="api:schema"), name="docs"),
     path("", include(router.urls)),
 ]

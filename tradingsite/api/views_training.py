@@ -14,9 +14,11 @@ from rest_framework.serializers import BaseSerializer
 from ops_app.people import acting_user
 from tradingsite.api import serializers
 from tradingsite.api.actions import read, refusals, said
+from tradingsite.dashboard import asked_for
 from tradingsite.permissions import ADMIN, OPERATOR
 from training_app import activation, services
 from training_app.models import Activation, ActiveModel, ModelArtifact, TrainingRun
+from training_app.selectors import open_runs
 
 
 class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
@@ -37,9 +39,10 @@ class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
     @action(detail=False, methods=["post"], url_path="start")
     def start(self, request: Request) -> Response:
         """Ask for a run of every scope that has symbols to learn."""
+        before = {run.pk for run in open_runs()}
         with refusals():
             runs = services.train_now(user=acting_user(request))
-        return said(f"{len(runs)} run(s) wait for a worker: {', '.join(str(run.pk) for run in runs)}")
+        return said(asked_for(runs, before=before))
 
     @extend_schema(request=serializers.OptionalWhySerializer, responses=serializers.MessageSerializer)
     @action(detail=True, methods=["post"])

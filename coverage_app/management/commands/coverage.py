@@ -17,6 +17,8 @@ from coverage_app import selectors
 from coverage_app.models import Block, Symbol
 from ops_app.guards import require_migrated
 
+PIPE_WIDTH = 1000
+
 
 class Command(BaseCommand):
     help = "Show the coverage of the market: counts by reason, and each symbol with its history and its open blocks."
@@ -44,6 +46,8 @@ class Command(BaseCommand):
 
     def _print(self, summary: selectors.CoverageSummary, rows: list[dict[str, Any]]) -> None:
         console = Console(file=self.stdout)  # type: ignore[arg-type]  # Django's OutputWrapper has what rich needs
+        if not console.is_terminal:  # a file or a pipe has no width: rich would cut at 80 columns
+            console = Console(file=self.stdout, width=PIPE_WIDTH)  # type: ignore[arg-type]  # as above
         console.print(
             f"{summary.market}: {summary.symbols} symbols, {summary.in_universe} in the universe,"
             f" {summary.ready} ready, {summary.blocked} blocked;"

@@ -18,7 +18,7 @@ class Command(BaseCommand):
     help = "Say why a symbol is, or is not, traded: state, blocks with evidence, model, run, decisions, position."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("symbol", help="Code like BTC/USDT:USDT; case and the part after ':' may be left out.")
+        parser.add_argument("symbol", help="Code like BTC/USDT:USDT, or its beginning: BTC/USDT, btc.")
         parser.add_argument("--decisions", type=int, default=10, help="How many of the newest decisions are shown.")
         parser.add_argument("--json", action="store_true", help="For machines.")
 
