@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from quant.reasons import reason
+
+GUARD_MIN_TRADES = 20
+GUARD_HALF, GUARD_STOP = 2.0, 3.0
+"""Standard deviations below the promise at which new positions are halved, and stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +87,20 @@ def drawdown_breached(*, equity: float, peak_equity: float, limits: RiskLimits) 
     if drawdown < limits.max_drawdown_fraction:
         return None
     return reason("DRAWDOWN", drawdown=drawdown, limit=limits.max_drawdown_fraction)
+
+
+def performance_guard(*, promised: float | None, trades: int, wins: int) -> float:
+    """Return the share of the usual size while live precision falls short of what the model promised.
+
+    Wins of n independent trades with precision p have the standard deviation sqrt(n p (1 - p)): two below the promise
+    is 1 in 44 by luck, three 1 in 740.
+    """
+    if promised is None or trades < GUARD_MIN_TRADES:
+        return 1.0
+    deviation = math.sqrt(trades * promised * (1.0 - promised))
+    if deviation <= 0:
+        return 1.0
+    shortfall = (trades * promised - wins) / deviation
+    if shortfall >= GUARD_STOP:
+        return 0.0
+    return 0.5 if shortfall >= GUARD_HALF else 1.0

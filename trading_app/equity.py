@@ -17,9 +17,6 @@ from trading_app.models import Bot, EquityPoint
 from trading_app.selectors import Promise
 
 MIN_NOTIONAL = 10.0
-GUARD_MIN_TRADES = 20
-GUARD_HALF, GUARD_STOP = 2.0, 3.0
-"""Standard deviations below the promise at which new positions are halved, and stopped."""
 
 
 def limits_of(bot: Bot) -> risk.RiskLimits:
@@ -108,18 +105,7 @@ def equity_point(bot: Bot, *, at: dt.datetime, balance: Balance, exposure: float
 
 
 def performance_guard(promise: Promise | None) -> float:
-    """Return the share of the usual size while live precision falls short of what the model promised.
-
-    Wins of n independent trades with precision p have the standard deviation sqrt(n p (1 - p)): two below the promise
-    is 1 in 44 by luck, three 1 in 740.
-    """
-    if promise is None or promise.promised_precision is None or promise.trades < GUARD_MIN_TRADES:
+    """Return the share of the usual size that a model's live precision leaves."""
+    if promise is None:
         return 1.0
-    p, n = promise.promised_precision, promise.trades
-    deviation = math.sqrt(n * p * (1.0 - p))
-    if deviation <= 0:
-        return 1.0
-    shortfall = (n * p - promise.wins) / deviation
-    if shortfall >= GUARD_STOP:
-        return 0.0
-    return 0.5 if shortfall >= GUARD_HALF else 1.0
+    return risk.performance_guard(promised=promise.promised_precision, trades=promise.trades, wins=promise.wins)

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quant.engine import BarInput, EngineSpec, PortfolioState, decide
+from quant.label_spec import LabelSpec
+from quant.panel import Panel
+from quant.risk import RiskLimits
+from quant.schema import FeatureSchema
+from quant.simulation import Signals, Simulation, Trade, trades_hash
+from quant.timeframes import HOUR_MS
+from tests.quant.feature_worlds import mixed, random_panel
+
+SCHEMA = FeatureSchema()
+START = 1_700_006_400_000
+FREE = LabelSpec(fee_bps=0.0, half_spread_bps=0.0, slippage_bps=0.0)
+seeds = st.integers(0, 10_000)
+
+
+def flat(n_times: int = 60, n_symbols: int = 2, price: float = 100.0, volume: float = 1e6) -> Panel:
+    grid = np.full((n_times, n_symbols), price)
+    return Panel(
+        symbols=tuple(f"S{i}/USDT:USDT" for i in range(n_symbols)),
+        step_ms=HOUR_MS,
+        open_time=START + HOUR_MS * np.arange(n_times, dtype=np.int64),
+        open=grid.copy(),
+        high=grid.copy(),
+        low=grid.copy(),
+        close=grid.copy(),
+        volume=np.full((n_times, n_symbols), volume),
+        funding=np.zeros((n_times, n_symbols)),
+    )
+
+
+def signals(*rows: tuple[int, int, int], atr_pct: float = 0.01, **changes: object) -> Signals:
+    """Signals at (bar, column, side) with a probability well above the threshold."""
+    features = np.zeros((len(rows), len(SCHEMA)), dtype=np.float32)
+    features[:, SCHEMA.index("atr_pct")] = atr_pct
+    features[:, SCHEMA.index("volatility_24")] = 0.01
+    features[:, SCHEMA.index("volatility_ratio")] = 1.0
+    features[:, SCHEMA.index("adx_14")] = 30.0
+    columns: dict[str, object] = {
+        "bar": np.array([row[0] for row in rows], dtype=np.int64),
+        "column": np.array([row[1] for row in rows], dtype=np.int64),
+        "side": np.array([row[2] for row in rows], dtype=np.int8),
+        "probability": np.full(len(rows), 0.8),
+        "threshold": np.full(len(rows), 0.5),
+        "features": features,
+    }
+    return Signals(**(columns | changes))  # type: ignore[arg-type]  # columns of the right types, by name
+
+
+def play(panel: Panel, given: Signals | None, *, label: LabelSpec = FREE, **limits: float) -> Simulation:
+    spec = EngineSpec(bar_ms=HOUR_MS, label=label, limits=RiskLimits(**limits))  # type: ignore[arg-type]
+    simulation = Simulation(panel=panel, spec=spec, schema=SCHEMA)
+    simulation.run(0, panel.n_times, given)
+    simulation.finish()
+    return simulation
+
+
+def random_signals(panel: Panel, seed: int, n: int = 60) -> Signals:
+    rng = np.random.default_rng(seed)
+    places = rng.choice((panel.n_times - 30) * panel.n_symbols, n, replace=False)
+    rows = sorted((30 + int(place) // panel.n_symbols, int(place) % panel.n_symbols) for place in places)
+    return signals(*((bar, column, int(rng.choice([-1, 1]))) for bar, column in rows), atr_pct=0.02)
+
+
+# ----------------------------------------------------------------- one trade, by hand
+def test_an_entry_fills_at_the_next_open_and_ends_at_the_time_barrier() -> None:
+    panel = flat()
+    panel.open[11, 0] = 101.0  # the price that the order of bar 10 meets
+    simulation = play(panel, signals((10, 0, 1)))
+    (trade,) = simulation.trades
+    assert (trade.symbol, trade.side, trade.cause) == ("S0/USDT:USDT", 1, "TIME_BARRIER")
+    assert trade.opened_ms == panel.open_time[11]
+    assert trade.closed_ms == panel.open_time[11 + 24]  # decided at the close of bar 34, filled at the open of 35
+    assert trade.entry_price == pytest.approx(101.0, rel=1e-3)
+    assert trade.exit_price == pytest.approx(100.0, rel=1e-3)
+
+
+def test_costs_are_fee_and_half_spread_on_both_sides() -> None:
+    panel = flat()
+    label = LabelSpec(fee_bps=5.0, half_spread_bps=2.0, slippage_bps=0.0)
+    (trade,) = play(panel, signals((10, 0, -1)), label=label).trades
+    assert trade.entry_price == pytest.approx(100 * (1 - 2e-4), rel=1e-12)  # volatility is 0: no impact
+    assert trade.exit_price == pytest.approx(100 * (1 + 2e-4), rel=1e-12)
+    assert trade.fees == pytest.approx(trade.quantity * (trade.entry_price + trade.exit_price) * 5e-4)
+    assert trade.net == pytest.approx(trade.quantity * (trade.entry_price - trade.exit_price) - trade.fees)
+
+
+def test_a_jump_over_the_stop_costs_what_it_costs() -> None:
+    panel = flat()
+    for name in ("open", "high", "low", "close"):
+        getattr(panel, name)[15:, 0] = 90.0
+    (trade,) = play(panel, signals((10, 0, 1))).trades
+    assert trade.cause == "STOP"
+    assert trade.exit_price == 90.0  # and not the stop at 98.5
+    assert trade.closed_ms == panel.open_time[15]
+
+
+def test_a_target_is_taken_at_the_open_after_the_close_that_reached_it() -> None:
+    panel = flat()
+    for name in ("high", "close"):
+        getattr(panel, name)[15:, 0] = 103.0
+    for name in ("open", "low"):
+        getattr(panel, name)[16:, 0] = 103.0
+    (trade,) = play(panel, signals((10, 0, 1))).trades
+    assert trade.cause == "TARGET"
+    assert trade.closed_ms == panel.open_time[16]
+
+
+def test_funding_is_paid_from_the_second_bar_on_by_the_side_that_owes_it() -> None:
+    panel = flat()
+    panel.funding[[11, 20, 40], 0] = 0.001  # at the entry itself, while it is open, after its end
+    long, short = (play(panel, signals((10, 0, side))).trades[0] for side in (1, -1))
+    assert long.funding == pytest.approx(long.quantity * 100.0 * 0.001)
+    assert short.funding == pytest.approx(-short.quantity * 100.0 * 0.001)
+
+
+def test_an_entry_gets_its_share_of_the_volume_and_an_exit_goes_on() -> None:
+    panel = flat(volume=30.0)  # a tenth of it can be taken: 3 units of 10 that are wanted
+    simulation = play(panel, signals((10, 0, 1)), max_position_fraction=0.5, min_notional=10.0)
+    (trade,) = simulation.trades
+    assert trade.quantity == pytest.approx(3.0)
+    panel.volume[34, 0] = 10.0  # the last hour before the exit: a tenth is 1 unit, the rest goes one bar later
+    (slow,) = play(panel, signals((10, 0, 1)), max_position_fraction=0.5).trades
+    assert slow.closed_ms == trade.closed_ms + HOUR_MS
+
+
+def test_a_candle_that_is_missing_fills_nothing() -> None:
+    panel = flat()
+    for name in ("open", "high", "low", "close", "volume"):
+        getattr(panel, name)[11, 0] = np.nan
+    simulation = play(panel, signals((10, 0, 1)))
+    assert simulation.trades == []
+    assert simulation.refused == {"NO_FILL": 1}
+
+
+def test_a_series_that_ends_is_settled_at_its_last_close() -> None:
+    panel = flat(n_times=120)
+    for name in ("open", "high", "low", "close", "volume"):
+        getattr(panel, name)[20:, 0] = np.nan
+    (trade,) = play(panel, signals((10, 0, 1))).trades
+    assert trade.cause == "SETTLED"
+    assert trade.exit_price == 100.0
+
+
+def test_a_drawdown_ends_entries_for_good_and_says_so() -> None:
+    panel = flat(n_times=100)
+    for name in ("open", "high", "low", "close"):
+        getattr(panel, name)[15:, 0] = 50.0
+    simulation = play(panel, signals((10, 0, 1), (40, 1, 1)), max_drawdown_fraction=0.02, daily_loss_fraction=0.02)
+    assert [trade.symbol for trade in simulation.trades] == ["S0/USDT:USDT"]
+    assert any("KILL_SWITCH" in text for _, text in simulation.risk_events)
+    assert simulation.refused == {"KILL_SWITCH": 1}
+
+
+def test_a_model_that_breaks_its_promise_is_held_back() -> None:
+    panel = flat(n_times=2000, n_symbols=1)
+    label = replace(FREE, fee_bps=5.0)  # every trade of a flat market loses its fees
+    rows = [(bar, 0, 1) for bar in range(10, 1900, 30)]
+    kept = play(panel, signals(*rows), label=label)
+    guarded = play(panel, signals(*rows, promised_precision=0.9), label=label)
+    assert len(kept.trades) == len(rows)
+    assert len(guarded.trades) == 20
+
+
+def test_a_trade_open_at_the_end_is_closed_at_the_last_close() -> None:
+    panel = flat(n_times=20)
+    simulation = play(panel, signals((10, 0, 1)))
+    assert [trade.cause for trade in simulation.trades] == ["END_OF_TEST"]
+
+
+# ------------------------------------------------------------------------- properties
+@settings(max_examples=25)
+@given(seeds)
+def test_the_trades_add_up_to_what_the_account_became(seed: int) -> None:
+    panel = random_panel(seed, 300, 3)
+    label = LabelSpec(fee_bps=7.0, half_spread_bps=3.0)
+    simulation = play(panel, random_signals(panel, seed), label=label, max_drawdown_fraction=0.99)
+    assert simulation._cash == pytest.approx(10_000 + sum(trade.net for trade in simulation.trades))
+    assert np.isfinite(simulation.equity).all()
+    for trade in simulation.trades:
+        assert trade.quantity > 0
+        assert trade.closed_ms >= trade.opened_ms
+
+
+@settings(max_examples=15)
+@given(seeds, st.integers(60, 250))
+def test_i14_no_simulated_trade_depends_on_a_later_candle(seed: int, at: int) -> None:
+    panel = random_panel(seed, 300, 3)
+    changed = mixed(panel, random_panel(seed + 1, 300, 3), at)
+    given_signals = random_signals(panel, seed)
+    before, after = (play(each, given_signals) for each in (panel, changed))
+    assert np.array_equal(before.equity[: at + 1], after.equity[: at + 1])
+    now = panel.open_time[at]
+    assert [t for t in before.trades if t.closed_ms <= now] == [t for t in after.trades if t.closed_ms <= now]
+
+
+@settings(max_examples=15)
+@given(seeds, st.integers(1, 299))
+def test_playing_in_two_parts_gives_the_same_trades(seed: int, cut: int) -> None:
+    panel = random_panel(seed, 300, 3)
+    given_signals = random_signals(panel, seed)
+    whole = play(panel, given_signals)
+    spec = EngineSpec(bar_ms=HOUR_MS, label=FREE, limits=RiskLimits())
+    parts = Simulation(panel=panel, spec=spec, schema=SCHEMA)
+    parts.run(0, cut, given_signals)
+    parts.run(cut, 300, given_signals)
+    parts.finish()
+    assert np.array_equal(parts.equity, whole.equity)
+    assert trades_hash(parts.trades) == trades_hash(whole.trades)
+
+
+@settings(max_examples=40)
+@given(seeds)
+def test_the_engine_decides_the_same_about_some_symbols_as_about_all(seed: int) -> None:
+    """The simulation asks only about held symbols and signals at their threshold; the bot asks about every symbol."""
+    rng = np.random.default_rng(seed)
+    n = 30
+    some = random_signals(random_panel(seed, 60, n), seed, n=400)
+    features = some.features[rng.integers(0, len(some), n)]
+    bar = BarInput(
+        open_time_ms=START,
+        symbols=tuple(f"S{i}" for i in range(n)),
+        close=rng.uniform(1, 100, n),
+        atr_pct=np.full(n, 0.02),
+        volatility=rng.uniform(0.001, 0.02, n),
+        features=features,
+        side=rng.integers(-1, 2, n).astype(np.int8),
+        probability=rng.uniform(0.3, 0.9, n),
+        threshold=np.full(n, 0.6),
+        covered=np.ones(n, dtype=np.bool_),
+    )
+    rows = np.flatnonzero((bar.side != 0) & (bar.probability >= bar.threshold))
+    part = BarInput(
+        open_time_ms=START,
+        symbols=tuple(bar.symbols[row] for row in rows),
+        covered=bar.covered[rows],
+        **{
+            name: getattr(bar, name)[rows]
+            for name in ("close", "atr_pct", "volatility", "features", "side", "probability", "threshold")
+        },
+    )
+    portfolio = PortfolioState(equity=10_000.0, day_start_equity=10_000.0, peak_equity=10_000.0)
+    spec = EngineSpec(bar_ms=HOUR_MS)
+    whole, less = (
+        [each.intent for each in decide(bar=each_bar, portfolio=portfolio, spec=spec, schema=SCHEMA) if each.intent]
+        for each_bar in (bar, part)
+    )
+    assert whole == less
+
+
+# ---------------------------------------------------------------------------- the rest
+def test_the_hash_of_trades_sees_every_bit() -> None:
+    (trade,) = play(flat(), signals((10, 0, 1))).trades
+    nudged = replace(trade, exit_price=float(np.nextafter(trade.exit_price, np.inf)))
+    assert isinstance(trade, Trade)
+    assert trades_hash([trade]) == trades_hash([replace(trade)])
+    assert trades_hash([trade]) != trades_hash([nudged])
+
+
+def test_wrong_inputs_are_named() -> None:
+    with pytest.raises(ValueError, match="goes backwards"):
+        signals((10, 0, 1), (9, 0, 1))
+    with pytest.raises(ValueError, match="side has 1 rows"):
+        signals((10, 0, 1), (11, 0, 1), side=np.array([1], dtype=np.int8))
+    spec = EngineSpec(bar_ms=HOUR_MS)
+    with pytest.raises(ValueError, match="initial_equity is 0"):
+        Simulation(panel=flat(), spec=spec, schema=SCHEMA, initial_equity=0)
+    with pytest.raises(ValueError, match="bars are"):
+        Simulation(panel=flat(), spec=replace(spec, bar_ms=60_000), schema=SCHEMA)
