@@ -18,20 +18,38 @@ from django.core.management.base import CommandError
 from ops_app.process import manage_command, spawn
 
 STOP_SECONDS = 60.0
+UNPLANNED_DEATH, MOST_RESTARTS = 70, 20
 DEFAULT_PORTS = {"redis": 6379}
 
 
 class Host:
-    """A worker cluster for one queue with a log of its own; `prefix` starts it in a namespace."""
+    """A worker cluster for one queue with a log of its own; `prefix` starts it in a namespace.
+
+    `revive()` starts it again after exit code 70, as a supervisor would: a cluster ends itself when a part of it died.
+    """
 
     def __init__(
         self, name: str, *, queue: str, folder: Path, environment: Mapping[str, str], prefix: tuple[str, ...] = ()
     ) -> None:
-        self.name = name
+        self.name, self.restarts = name, 0
         self.log_path = folder / f"{name}.log"
         self._log: IO[Any] = self.log_path.open("wb")
-        command = [*prefix, *manage_command("qworker", "--queue", queue, "--name", name)]
-        self.process = spawn(command, environment={**os.environ, **environment}, stdout=self._log, stderr=self._log)
+        self._command = [*prefix, *manage_command("qworker", "--queue", queue, "--name", name)]
+        self._environment = {**os.environ, **environment}
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return spawn(self._command, environment=self._environment, stdout=self._log, stderr=self._log)
+
+    def revive(self) -> None:
+        """Start it again if it ended itself. Raises CommandError for any other end."""
+        code = self.process.poll()
+        if code is None:
+            return
+        if code != UNPLANNED_DEATH or self.restarts == MOST_RESTARTS:
+            raise CommandError(f"{self.name} ended with {code} after {self.restarts} restarts:\n{self.log()[-2000:]}")
+        self.restarts += 1
+        self.process = self._start()
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -52,7 +70,7 @@ class Host:
 
 @contextmanager
 def hosts(names: list[str], *, queue: str, folder: Path, network: Network | None = None) -> Iterator[list[Host]]:
-    """Start a cluster for each name; stop all at the end, and raise CommandError for one that ended by itself."""
+    """Start a cluster for each name; stop all at the end."""
     started: list[Host] = []
     try:
         for index, name in enumerate(names):
@@ -60,9 +78,6 @@ def hosts(names: list[str], *, queue: str, folder: Path, network: Network | None
             environment = {} if network is None else network.environment
             started.append(Host(name, queue=queue, folder=folder, environment=environment, prefix=prefix))
         yield started
-        for host in started:
-            if host.process.poll() is not None:
-                raise CommandError(f"{host.name} ended with {host.process.returncode}:\n{host.log()[-2000:]}")
     finally:
         for host in started:
             host.ask_to_stop()
