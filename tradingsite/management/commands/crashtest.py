@@ -18,6 +18,8 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
+from tradingsite.crashtest.strikes import WHOLE, WORKERS_ONLY, Plan, Strike
+
 INNER = "CRASHTEST_INNER"
 ALL, QWORKER = "all", "qworker"
 KEYS = "django_q:*"
@@ -37,6 +39,12 @@ class Command(BaseCommand):
         length.add_argument("--kills", type=int, default=None, help="number of strikes instead of a time")
         parser.add_argument(
             "--only", choices=(ALL, QWORKER), default=ALL, help="all: runall; qworker: two worker clusters alone"
+        )
+        parser.add_argument(
+            "--kind",
+            action="append",
+            metavar="NAME",
+            help="only strikes of this name, like 'kill bot main'; repeatable",
         )
         parser.add_argument("--seed", type=int, default=1, help="seed of the strikes (default %(default)s)")
         parser.add_argument("--limit", type=float, default=10.0, help="seconds within which all must work again")
@@ -62,15 +70,15 @@ class Command(BaseCommand):
         from tradingsite.crashtest.driver import CrashTest, NotStartedError, settings_of
         from tradingsite.crashtest.installation import WholeInstallation, WorkersOnly
         from tradingsite.crashtest.report import CrashReport
-        from tradingsite.crashtest.strikes import WHOLE, WORKERS_ONLY, Plan
 
         said = Path(settings.DATA_DIR) / "said.log"
         only_workers = options["only"] == QWORKER
         minutes = options["minutes"] or (None if options["kills"] else 10.0)
-        names = ("only", "seed", "limit", "kills")
+        strikes = chosen(WORKERS_ONLY if only_workers else WHOLE, options["kind"])
+        names = ("only", "seed", "limit", "kills", "kind")
         test = CrashTest(
             installation=WorkersOnly(said) if only_workers else WholeInstallation(said),
-            plan=Plan(WORKERS_ONLY if only_workers else WHOLE, seed=options["seed"]),
+            plan=Plan(strikes, seed=options["seed"]),
             report=CrashReport(settings_of({**{name: options[name] for name in names}, "minutes": minutes})),
             limit=options["limit"],
             seconds=None if minutes is None else minutes * 60,
@@ -120,6 +128,15 @@ class Command(BaseCommand):
             }
             sys.stdout.flush()
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+
+
+def chosen(strikes: list[Strike], names: list[str] | None) -> list[Strike]:
+    """Return the strikes of these names; None: all. Raises CommandError that lists the names there are."""
+    known = {strike.name for strike in strikes}
+    unknown = sorted(set(names or ()) - known)
+    if unknown:
+        raise CommandError(f"--kind {unknown[0]!r} is none of: {', '.join(sorted(known))}")
+    return [strike for strike in strikes if names is None or strike.name in names]
 
 
 def keys(url: str) -> list[bytes]:
