@@ -7,6 +7,7 @@ can say "due" twice for the same cause inside its interval (I3, I5).
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -200,6 +201,8 @@ def _find_exchange_error(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int
 def _find_short_history(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int) -> Finding | None:
     need_ms = round(policy.min_history_days * DAY_MS)
     first_ms, since_ms = facts.history_start_ms, facts.unbroken_since_ms
+    if first_ms is None and not facts.in_universe:
+        return None  # nobody fetches its candles: that it is not in the universe says it all
     start_ms = first_ms if since_ms is None else since_ms
     have_ms = 0
     if start_ms is not None and facts.last_candle_ms is not None:
@@ -208,13 +211,15 @@ def _find_short_history(facts: SymbolFacts, policy: CoveragePolicy, now_ms: int)
         return None
     start_ms = start_ms if start_ms is not None else facts.listed_ms
     enough_at_ms = None if start_ms is None else start_ms + need_ms
-    # A time in the past means that the candles exist but are not stored yet: look again as soon as allowed.
     recheck_at_ms = max(enough_at_ms or 0, now_ms + policy.evaluation_interval_ms)
+    enough_at: dt.datetime | str = "unknown" if enough_at_ms is None else from_ms(enough_at_ms)
+    if enough_at_ms is not None and enough_at_ms <= now_ms:  # they exist: look again as soon as allowed
+        enough_at = "when its candles are fetched"
     evidence = reason(
         BlockCode.SHORT_HISTORY,
         have_days=round(have_ms / DAY_MS, 1),
         need_days=policy.min_history_days,
-        enough_at="unknown" if enough_at_ms is None else from_ms(max(enough_at_ms, now_ms)),
+        enough_at=enough_at,
         **({"since_at_ms": since_ms, "rule": "history begins anew after a long gap"} if since_ms is not None else {}),
     )
     return Finding(BlockCode.SHORT_HISTORY, evidence, False, recheck_at_ms)

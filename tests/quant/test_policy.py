@@ -70,8 +70,14 @@ def test_short_history_waits_sensibly(days_left: float, wait_ms: int) -> None:
 def test_a_symbol_without_candles_is_short_of_history_and_looked_at_soon() -> None:
     facts = SymbolFacts(symbol="NEW/USDT:USDT", listed_ms=NOW - 400 * DAY_MS)
     judgement = judge(facts, POLICY, NOW)
-    assert [finding.code for finding in judgement.findings] == ["SHORT_HISTORY"]
+    (finding,) = judgement.findings
+    assert finding.evidence == ("SHORT_HISTORY: have_days=0, need_days=90, enough_at=when its candles are fetched")
     assert judgement.next_evaluation_ms == NOW + 5 * MINUTE_MS
+
+
+def test_a_symbol_outside_the_universe_that_nobody_fetches_is_not_called_short_of_history() -> None:
+    facts = SymbolFacts(symbol="THIN/USDT:USDT", in_universe=False, listed_ms=NOW - 400 * DAY_MS)
+    assert [finding.code for finding in judge(facts, POLICY, NOW).findings] == ["NOT_IN_UNIVERSE"]
 
 
 def test_exactly_the_minimum_history_is_enough() -> None:
