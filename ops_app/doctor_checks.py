@@ -15,6 +15,7 @@ from django.db import DatabaseError, connection
 
 from ops_app import clock, guards, heartbeats
 from ops_app.doctor import Finding, check, ok, problem, warning
+from ops_app.leases import expired, unexpired
 from ops_app.models import Lease, MarketClock
 from ops_app.process import has_parent_death_signal
 
@@ -178,13 +179,13 @@ def parent_death() -> Finding:
 
 @check("leases", needs_tables=True)
 def leases() -> Iterator[Finding]:
-    late = Lease.objects.filter(expires_at__lt=clock.database_now() - timedelta(minutes=5)).order_by("name")
+    late = Lease.objects.filter(expired(since=timedelta(minutes=5))).order_by("name")
     for lease in late:
         yield warning(
             f"{lease.name} was not given back by {lease.holder} (ran out at {lease.expires_at:%Y-%m-%d %H:%M} UTC)",
             "It was killed. Nothing to do: whoever needs the lease takes it over.",
         )
-    held = Lease.objects.filter(expires_at__gt=clock.database_now()).count()
+    held = Lease.objects.filter(unexpired()).count()
     yield ok(f"{held} held")
 
 

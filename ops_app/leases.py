@@ -1,8 +1,9 @@
 """The right to do one thing, held by one process at a time, on the database's clock (reference/locks.md).
 
-A lease is taken, renewed and given back by one UPDATE each. Its token only grows: whoever is fenced by it can tell an
-owner from a zombie. B2: a renewal needs my token *and* an unexpired lease; a lapsed one is only taken anew, with a new
-token.
+The one place that says when a lease is over: a right is a row of `Lease` (accounts, candles, migrations), or the end is
+written on the row that it is about (a run, whose claim must be one UPDATE). A lease is taken, renewed and given back
+by one UPDATE each. Its token only grows: whoever is fenced by it can tell an owner from a zombie. B2: a renewal needs
+my token *and* an unexpired lease; a lapsed one is only taken anew, with a new token.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.db import connection
-from django.db.models import Q
+from django.db.models import Expression, Q
 
 from ops_app import clock
 from ops_app.models import Lease
@@ -34,19 +35,47 @@ class LeaseBusy(Exception):  # noqa: N818 - it names what happened, like LeaseLo
     """Another process holds the lease."""
 
 
+class Term:
+    """The time for which a right surely holds here. `deadline`: seconds of `clock.boot_seconds()` (B3)."""
+
+    __slots__ = ()
+    deadline: float
+
+    def locally_valid(self, *, margin: timedelta = timedelta(0)) -> bool:
+        """Tell without a query whether the right holds for `margin` more: counted from before the renewal."""
+        return clock.boot_seconds() + margin.total_seconds() < self.deadline
+
+
+def local_deadline(*, begun: float, ttl: timedelta) -> float:
+    """Return the deadline of a right of `ttl` that was asked for at `begun` (`clock.boot_seconds()`)."""
+    return begun + ttl.total_seconds()
+
+
+def ends_in(ttl: timedelta) -> Expression:
+    """Return what to write as the end of a lease: the database's clock plus `ttl` (T11)."""
+    return clock.database_now() + ttl
+
+
+def expired(field: str = "expires_at", *, since: timedelta = timedelta(0)) -> Q:
+    """Match rows whose lease has been over for `since`, by the database's clock; the end is in `field` (T3, T11)."""
+    now = clock.database_now()
+    return Q((f"{field}__lte", now - since if since else now))
+
+
+def unexpired(field: str = "expires_at") -> Q:
+    """Match rows whose lease is not over; a row without an end matches neither this nor `expired`."""
+    return Q((f"{field}__gt", clock.database_now()))
+
+
 @dataclass(slots=True)
-class LeaseToken:
-    """A lease that was granted to `holder`. `deadline` is in seconds of `clock.boot_seconds()` (B3)."""
+class LeaseToken(Term):
+    """A lease that was granted to `holder`."""
 
     name: str
     holder: str
     token: int
     ttl: timedelta
     deadline: float = field(compare=False)
-
-    def locally_valid(self, *, margin: timedelta = timedelta(0)) -> bool:
-        """Tell without a query whether the lease surely holds for `margin` more: counted from before the renewal."""
-        return clock.boot_seconds() + margin.total_seconds() < self.deadline
 
     def due(self) -> bool:
         """Tell whether a third of the lease has passed, so that it should be renewed."""
@@ -87,7 +116,7 @@ def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
     """
     if not holder or ttl <= timedelta(0):
         raise ValueError(f"lease {name!r}: holder is {holder!r} and ttl {ttl}; give a name and a positive time")
-    free = Q(expires_at__isnull=True) | Q(expires_at__lte=clock.database_now())
+    free = Q(expires_at__isnull=True) | expired()
     begun = clock.boot_seconds()
     known = Lease.objects.filter(name=name).values_list("token", flat=True).first()
     if known is None:
@@ -99,22 +128,22 @@ def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
         token=known + 1,
         acquired_at=clock.database_now(),
         renewed_at=clock.database_now(),
-        expires_at=clock.database_now() + ttl,
+        expires_at=ends_in(ttl),
     )
     if taken != 1:
         return None
-    return LeaseToken(name=name, holder=holder, token=known + 1, ttl=ttl, deadline=begun + ttl.total_seconds())
+    return LeaseToken(name=name, holder=holder, token=known + 1, ttl=ttl, deadline=local_deadline(begun=begun, ttl=ttl))
 
 
 def renew(lease: LeaseToken) -> bool:
     """Extend the lease by its ttl from now; False: it was lost (B2), stop."""
     begun = clock.boot_seconds()
-    renewed = Lease.objects.filter(name=lease.name, token=lease.token, expires_at__gt=clock.database_now()).update(
-        renewed_at=clock.database_now(), expires_at=clock.database_now() + lease.ttl
+    renewed = Lease.objects.filter(unexpired(), name=lease.name, token=lease.token).update(
+        renewed_at=clock.database_now(), expires_at=ends_in(lease.ttl)
     )
     if renewed != 1:
         return False
-    lease.deadline = begun + lease.ttl.total_seconds()
+    lease.deadline = local_deadline(begun=begun, ttl=lease.ttl)
     return True
 
 
@@ -138,7 +167,7 @@ def held(lease: LeaseToken) -> bool:
         raise RuntimeError(f"held({lease.name!r}) outside of a transaction guards nothing: call it inside atomic()")
     row = (
         Lease.objects.select_for_update()
-        .filter(name=lease.name, token=lease.token, expires_at__gt=clock.database_now())
+        .filter(unexpired(), name=lease.name, token=lease.token)
         .values_list("pk", flat=True)
         .first()
     )

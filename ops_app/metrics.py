@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ops_app import clock, heartbeats, jobs, plugins
+from ops_app import clock, heartbeats, jobs, leases, plugins
 from ops_app.models import Alert, JobRun, Lease
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ def operations() -> Iterable[Metric]:
         "process",
         ((p.name, p.age.total_seconds()) for p in pulses),
     )
-    held = Lease.objects.filter(expires_at__gt=clock.database_now()).values_list("name", flat=True)
+    held = Lease.objects.filter(leases.unexpired()).values_list("name", flat=True)
     yield labelled("lease_held", "1: the lease is held.", "lease", ((name, 1.0) for name in held))
     yield gauge("alerts_open", "Alerts that are not resolved.", Alert.objects.filter(resolved_at__isnull=True).count())
     names = [job.name for job in jobs.registered()]  # not what workers write for a shard: labels must not grow

@@ -17,7 +17,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db import connection
 
-from ops_app import clock, leases
+from ops_app import leases
 from ops_app.models import Lease
 
 MIGRATIONS = "migrations"
@@ -85,5 +85,5 @@ def under_way() -> str:
     with connection.cursor() as cursor:
         if Lease._meta.db_table not in connection.introspection.table_names(cursor):
             return ""
-    held = Lease.objects.filter(name=MIGRATIONS, expires_at__gt=clock.database_now())
+    held = Lease.objects.filter(leases.unexpired(), name=MIGRATIONS)
     return held.values_list("holder", flat=True).first() or ""

@@ -15,6 +15,7 @@ from marketdata.bucket import Bucket
 from marketdata.errors import BucketError
 from ops_app import clock
 from ops_app.doctor import Finding, check, ok, problem, warning
+from ops_app.leases import expired
 from training_app import artifacts, selectors
 from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import TrainingRun, TrainingScope
@@ -76,7 +77,7 @@ def training_runs() -> Finding:
             f"{len(waiting)} runs wait for a worker, the first is run {waiting[0].pk}",
             "Is a training worker running? `python3 run.py` starts one.",
         )
-    dead = TrainingRun.objects.filter(state="running", lease_expires_at__lt=clock.database_now()).count()
+    dead = TrainingRun.objects.filter(expired("lease_expires_at"), state="running").count()
     if dead:
         return warning(
             f"{dead} runs lost their process", "A worker's sweeper takes them up within 15 s; wait and look again."

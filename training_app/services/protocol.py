@@ -35,6 +35,7 @@ STALE_RING = dt.timedelta(seconds=60)
 DECLINED_RING = dt.timedelta(seconds=15)
 RINGS_PER_SWEEP = 10
 """Also the most messages that are left waiting: each makes its worker look for any run, so more would tell nothing."""
+LEASE_END = "lease_expires_at"
 APPLY_TASK = "training_app.tasks.apply_activation"
 
 # Asked by every sweep, so compiled once: an idle sweep costs nothing but these.
@@ -44,8 +45,8 @@ _unheard_activation = Prepared(lambda *, database_now: _unheard_activations(data
 
 
 @dataclass(slots=True, kw_only=True)
-class Claim:
-    """The right to train a run. `deadline` is local, counted from before the last renewal (B3)."""
+class Claim(leases.Term):
+    """The right to train a run."""
 
     run_id: int
     scope_id: int
@@ -56,10 +57,6 @@ class Claim:
     owner: str
     data_end: dt.datetime
     deadline: float
-
-    def locally_valid(self) -> bool:
-        """Return whether nobody else can have the run yet; needs no database."""
-        return clock.boot_seconds() < self.deadline
 
 
 def claimable(run_id: int) -> bool:
@@ -88,7 +85,7 @@ def decline(run_id: int) -> bool:
 
 def _claimable() -> Q:
     due = Q(state=RunState.QUEUED, not_before__lte=clock.market_now())
-    expired = Q(state=RunState.RUNNING, lease_expires_at__lt=clock.database_now())
+    expired = Q(state=RunState.RUNNING) & leases.expired(LEASE_END)
     return (due | expired) & Q(attempt__lt=F("max_attempts")) & capacity.fits_here()
 
 
@@ -104,7 +101,7 @@ def claim(run_id: int, owner: str) -> Claim | None:
             attempt=F("attempt") + 1,
             fencing_token=F("run_no") * ATTEMPTS_PER_TOKEN + F("attempt") + 1,
             owner=owner[:120],
-            lease_expires_at=clock.database_now() + policies.lease_time(),
+            lease_expires_at=leases.ends_in(policies.lease_time()),
             heartbeat_at=clock.database_now(),
             started_at=now,
             data_end=now,
@@ -123,7 +120,7 @@ def claim(run_id: int, owner: str) -> Claim | None:
         token=run.run_no * ATTEMPTS_PER_TOKEN + run.attempt,
         owner=run.owner,
         data_end=now,
-        deadline=begun + policies.lease_time().total_seconds(),
+        deadline=leases.local_deadline(begun=begun, ttl=policies.lease_time()),
     )
 
 
@@ -136,7 +133,7 @@ def heartbeat(claim: Claim, progress: float, stage: str, *, line: str = "") -> N
     """Renew the lease and show the progress (0..1); `line` is appended to the run's log. Raises RunLost (T4)."""
     begun = clock.boot_seconds()
     changes: dict[str, object] = {
-        "lease_expires_at": clock.database_now() + policies.lease_time(),
+        "lease_expires_at": leases.ends_in(policies.lease_time()),
         "heartbeat_at": clock.database_now(),
         "progress": min(max(progress, 0.0), 1.0),
         "stage": stage[:80],
@@ -145,7 +142,7 @@ def heartbeat(claim: Claim, progress: float, stage: str, *, line: str = "") -> N
         changes["log"] = Concat(F("log"), Value(line.rstrip("\n") + "\n"))
     if TrainingRun.objects.filter(mine(claim)).update(**changes) != 1:
         raise RunLost(f"run {claim.run_id}: token {claim.token} is not the current one; another process has the run")
-    claim.deadline = begun + policies.lease_time().total_seconds()
+    claim.deadline = leases.local_deadline(begun=begun, ttl=policies.lease_time())
 
 
 def release(claim: Claim) -> bool:
@@ -224,11 +221,11 @@ def sweep() -> dict[str, int]:
     """
     counts = {"requeued": 0, "failed": 0, "rung": 0, "activations": 0}
     running = TrainingRun.objects.filter(state=RunState.RUNNING).defer("log")
-    over = Q(lease_expires_at__lt=clock.database_now())
+    over = leases.expired(LEASE_END)
     for run in list(running.annotate(over=over)) if _running.exists() else ():
         guard = Q(state=RunState.RUNNING, fencing_token=run.fencing_token)
         if run.over:
-            guard &= Q(lease_expires_at__lt=clock.database_now())  # it may be renewed at this moment
+            guard &= leases.expired(LEASE_END)  # it may be renewed at this moment
             error = reason("LEASE_EXPIRED", attempt=run.attempt, stage=run.stage, owner=run.owner)
         elif leases.died_here(run.owner):  # nobody is left who could renew it: no need to wait
             error = reason("TRAINER_DIED", attempt=run.attempt, stage=run.stage, owner=run.owner)
