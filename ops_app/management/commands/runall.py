@@ -22,6 +22,7 @@ from ops_app.guards import require_migrated
 from ops_app.process import STOP_SIGNALS, manage_command
 from ops_app.progress import Progress
 from ops_app.supervisor import Program, Supervisor
+from ops_app.web_watch import WebWatch
 
 LOOK_SECONDS = 0.2
 
@@ -132,7 +133,8 @@ class Command(BaseCommand):
         before = {number: signal.signal(number, count) for number in STOP_SIGNALS}
         try:
             self.say(self.greeting())
-            with progress:
+            place = address(settings.WEB_BIND) or settings.WEB_BIND.removeprefix("unix:")
+            with progress, WebWatch(place):
                 while not signals and not supervisor.outdated:
                     supervisor.look()
                     progress.show(supervisor)
