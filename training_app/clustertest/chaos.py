@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from django.conf import settings
@@ -59,25 +59,42 @@ class BrokerChaos:
         self.counts[accident] += touched
 
 
+def discard_messages() -> None:
+    """Empty every queue: what a test sent must not wait in a broker that outlives it."""
+    from django_q.brokers import get_broker
+
+    for name in queue.queues():
+        get_broker(list_key=name).delete_queue()
+
+
 class _OrmMessages:
     """Rows of django-q2's table. A row whose lock is in the future is held back, or was fetched and not yet done."""
 
     def __init__(self, name: str, chance: random.Random) -> None:
+        from django_q.brokers import get_broker
         from django_q.models import OrmQ
 
         self._name, self._random, self._model = name, chance, OrmQ
+        self._broker = get_broker(list_key=name)
         self._seen: list[str] = []
+
+    def _now(self) -> datetime:
+        """Return the broker's own time, which is not ours while ours is simulated."""
+        from django_q.conf import Conf
+
+        until: datetime = self._broker.timeout(None)
+        return until - timedelta(seconds=Conf.RETRY)
 
     def _rows(self) -> Any:
         return self._model.objects.filter(key=self._name)
 
     def _waiting(self) -> list[Any]:
-        rows = list(self._rows().filter(lock__lte=clock.real_now()).order_by("pk"))
+        rows = list(self._rows().filter(lock__lte=self._now()).order_by("pk"))
         self._seen = (self._seen + [row.payload for row in rows])[-100:]
         return rows
 
     def _insert(self, payloads: Sequence[str]) -> int:
-        now = clock.real_now()
+        now = self._now()
         self._model.objects.bulk_create(
             [self._model(key=self._name, payload=payload, lock=now) for payload in payloads]
         )
@@ -92,8 +109,8 @@ class _OrmMessages:
 
     def delay(self, seconds: float) -> int:
         waiting = [row.pk for row in self._waiting()]
-        until = clock.real_now() + timedelta(seconds=seconds)
-        return int(self._rows().filter(pk__in=waiting, lock__lte=clock.real_now()).update(lock=until))
+        until = self._now() + timedelta(seconds=seconds)
+        return int(self._rows().filter(pk__in=waiting, lock__lte=self._now()).update(lock=until))
 
     def reorder(self) -> int:
         """Insert the rows again in another order: the broker gives them out by their keys."""
@@ -106,7 +123,7 @@ class _OrmMessages:
         """Unlock what was fetched, as when `retry` is over, and send again what was done long ago."""
         self._waiting()
         old = self._insert(self._random.sample(self._seen, min(3, len(self._seen))))
-        return old + int(self._rows().filter(lock__gt=clock.real_now()).update(lock=clock.real_now()))
+        return old + int(self._rows().filter(lock__gt=self._now()).update(lock=self._now()))
 
 
 class _RedisMessages:

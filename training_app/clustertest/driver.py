@@ -19,7 +19,7 @@ from quant.timeframes import DAY_MS, floor_ms, timeframe_ms, to_ms
 from training_app import registry, services
 from training_app.choices import OPEN_STATES, RunState, RunTrigger
 from training_app.clustertest import judge
-from training_app.clustertest.chaos import BrokerChaos
+from training_app.clustertest.chaos import BrokerChaos, discard_messages
 from training_app.clustertest.hosts import Host, Network, hosts
 from training_app.models import TrainingRun, TrainingScope
 
@@ -61,14 +61,11 @@ class ClusterTest:
         call_command("migrate", verbosity=0)
         market_clock.ensure()
         self.folder.mkdir()
-        stages = []
-        if self.plan.namespaces:
-            urls = {"database_url": settings.OPTIONS["DATABASE_URL"], "redis_url": settings.OPTIONS["REDIS_URL"]}
-            with Network(max(self.plan.workers), **urls) as network:
-                stages = [self._stage(count, network) for count in self.plan.workers]
-        else:
-            stages = [self._stage(count, None) for count in self.plan.workers]
-        jobs = self._jobs(max(self.plan.workers)) if self.plan.job_minutes else {}
+        try:
+            stages = self._stages()
+            jobs = self._jobs(max(self.plan.workers)) if self.plan.job_minutes else {}
+        finally:
+            discard_messages()
         self.found += judge.orphans()
         return {
             "database": settings.DATABASES["default"]["ENGINE"].rpartition(".")[2],
@@ -82,6 +79,13 @@ class ClusterTest:
         }
 
     # --- trainings ---
+
+    def _stages(self) -> list[dict[str, Any]]:
+        if not self.plan.namespaces:
+            return [self._stage(count, None) for count in self.plan.workers]
+        urls = {"database_url": settings.OPTIONS["DATABASE_URL"], "redis_url": settings.OPTIONS["REDIS_URL"]}
+        with Network(max(self.plan.workers), **urls) as network:
+            return [self._stage(count, network) for count in self.plan.workers]
 
     def _stage(self, count: int, network: Network | None) -> dict[str, Any]:
         market_key = f"stage{count}"

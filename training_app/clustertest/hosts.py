@@ -15,17 +15,19 @@ from urllib.parse import SplitResult, urlsplit
 
 from django.core.management.base import CommandError
 
+from ops_app import clock
 from ops_app.process import manage_command, spawn
 
 STOP_SECONDS = 60.0
-UNPLANNED_DEATH, MOST_RESTARTS = 70, 20
+RESTART_SECONDS, MOST_RESTARTS = 3.0, 50
 DEFAULT_PORTS = {"redis": 6379}
 
 
 class Host:
     """A worker cluster for one queue with a log of its own; `prefix` starts it in a namespace.
 
-    `revive()` starts it again after exit code 70, as a supervisor would: a cluster ends itself when a part of it died.
+    `revive()` starts it again, as a supervisor would: a cluster ends itself when a part of it died, and does not begin
+    without its database.
     """
 
     def __init__(
@@ -39,14 +41,15 @@ class Host:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._started_at = clock.monotonic()
         return spawn(self._command, environment=self._environment, stdout=self._log, stderr=self._log)
 
     def revive(self) -> None:
-        """Start it again if it ended itself. Raises CommandError for any other end."""
+        """Start it again if it ended itself. Raises CommandError when it does so for ever."""
         code = self.process.poll()
-        if code is None:
+        if code is None or clock.monotonic() - self._started_at < RESTART_SECONDS:
             return
-        if code != UNPLANNED_DEATH or self.restarts == MOST_RESTARTS:
+        if self.restarts == MOST_RESTARTS:
             raise CommandError(f"{self.name} ended with {code} after {self.restarts} restarts:\n{self.log()[-2000:]}")
         self.restarts += 1
         self.process = self._start()
