@@ -181,7 +181,7 @@ def test_a_scrape_asks_a_constant_number_of_questions(django_assert_max_num_quer
 
 
 @pytest.mark.parametrize("app", ["ops_app", "django_q"])
-def test_i21_nobody_changes_these_rows_through_the_admin(app: str, admin_user) -> None:
+def test_i21_s3_nobody_changes_these_rows_through_the_admin(app: str, admin_user) -> None:
     request = RequestFactory().get("/")
     request.user = admin_user
     pages = [page for model, page in admin.site._registry.items() if model._meta.app_label == app]

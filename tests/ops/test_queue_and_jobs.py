@@ -125,7 +125,7 @@ def test_captured_messages_are_not_sent() -> None:
 
 
 @pytest.mark.django_db
-def test_i8_a_job_runs_once_per_slot_however_often_it_is_rung(own_jobs: None) -> None:
+def test_i8_s2_a_job_runs_once_per_slot_however_often_it_is_rung(own_jobs: None) -> None:
     jobs.register(job("a"))
     with clock.simulated(START + timedelta(minutes=1)) as sim:
         assert jobs.run_job("a") == "did something"
@@ -209,7 +209,7 @@ def test_one_failing_sweeper_does_not_keep_the_others_from_running(own_jobs: Non
 
 
 @pytest.mark.django_db
-def test_i8_seeding_is_idempotent_follows_the_code_and_leaves_other_schedules_alone(own_jobs: None) -> None:
+def test_i8_s1_s3_seeding_is_idempotent_follows_the_code_and_leaves_other_schedules_alone(own_jobs: None) -> None:
     jobs.register(job("a"))
     jobs.register(job("b", queue="training"))
     Schedule.objects.create(name="someone's", func="time.sleep", args="1,")

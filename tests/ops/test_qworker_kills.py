@@ -41,7 +41,7 @@ def messages(data_dir: Path, function: str) -> int:
 
 
 @pytest.mark.parametrize("victim", ["worker", "monitor", "pusher", "guard"])
-def test_an_unplanned_death_of_any_child_ends_the_whole_cluster_with_70_and_no_orphan(
+def test_q3_an_unplanned_death_of_any_child_ends_the_whole_cluster_with_70_and_no_orphan(
     data_dir: Path, victim: str
 ) -> None:
     with running("qworker", data_dir=data_dir) as cluster:
@@ -52,7 +52,7 @@ def test_an_unplanned_death_of_any_child_ends_the_whole_cluster_with_70_and_no_o
         cluster.wait_gone()
 
 
-def test_a_killed_busy_worker_ends_the_cluster_too(data_dir: Path) -> None:
+def test_q3_a_killed_busy_worker_ends_the_cluster_too(data_dir: Path) -> None:
     with running("qworker", data_dir=data_dir) as cluster:
         ready(cluster)
         ring(data_dir, "time.sleep", 60)
@@ -63,7 +63,7 @@ def test_a_killed_busy_worker_ends_the_cluster_too(data_dir: Path) -> None:
         cluster.wait_gone()
 
 
-def test_the_death_of_the_main_process_takes_all_its_processes_with_it(data_dir: Path) -> None:
+def test_q4_the_death_of_the_main_process_takes_all_its_processes_with_it(data_dir: Path) -> None:
     with running("qworker", data_dir=data_dir) as cluster:
         ready(cluster)
         os.kill(cluster.pid, signal.SIGKILL)

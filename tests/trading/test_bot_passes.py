@@ -109,7 +109,7 @@ def test_a_bot_that_was_down_decides_the_newest_bar_only_and_records_the_others(
     assert Bot.objects.get().missed_bars == 9
 
 
-def test_client_order_ids_are_short_alphanumeric_unique_and_carry_account_token_and_row(world: World) -> None:
+def test_b6_client_order_ids_are_short_alphanumeric_unique_and_carry_account_token_and_row(world: World) -> None:
     runner = world.runner()
     world.until_entry(runner)
     ids = [request.client_order_id for request in world.venue.placed]

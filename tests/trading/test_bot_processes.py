@@ -266,7 +266,7 @@ def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(pro
     assert Lease.objects.get(name=f"account:{processes.world.bot.account}").token == 1
 
 
-def test_i15_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
+def test_i15_b4_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
     first = processes.start()
     processes.pass_hours(lambda: Order.objects.filter(purpose=OrderPurpose.STOP).exists())
     freeze(first)

@@ -132,7 +132,7 @@ def test_i19_what_a_person_asks_for_while_a_bar_is_computed_holds_for_that_bar(
     assert not rows.filter(outcome="enter").exists()
 
 
-def test_i15_the_bots_own_venue_refuses_what_a_frozen_process_sends_after_waking(
+def test_i15_b4_the_bots_own_venue_refuses_what_a_frozen_process_sends_after_waking(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was buried as NOT_PLACED by the next owner must not be accepted later: that would double an order."""
@@ -157,7 +157,7 @@ def test_i15_the_bots_own_venue_refuses_what_a_frozen_process_sends_after_waking
     assert venue.order_by_client_id(symbol, "frozen") is None
 
 
-def test_the_receive_window_is_real_time_also_on_a_fast_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b4_the_receive_window_is_real_time_also_on_a_fast_clock(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     row = MarketClock(market=MARKET, source="test", market_start=EPOCH, real_start=EPOCH, speed=60.0)
     monkeypatch.setattr(clock, "speed", lambda: row.speed)
     venue = open_venue(world.bot, world.data)
@@ -186,7 +186,7 @@ def test_a_limit_that_limits_nothing_is_refused_where_a_person_types_it(world: W
     assert str(value) in caught.value.message_dict[name][0]
 
 
-def test_the_shortest_lease_that_may_be_set_outlives_the_receive_window(world: World) -> None:
+def test_b4_the_shortest_lease_that_may_be_set_outlives_the_receive_window(world: World) -> None:
     """A lease is renewed when a third has passed: two thirds must be longer than an order may be on its way."""
     from tradingsite.options import OPTIONS
 
