@@ -1,0 +1,95 @@
+"""A figure, and how it is measured: CPU seconds of this process, the best of a few, as others share the machine.
+
+What a database server or a child process does is not in it: compare such figures on one machine only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+SECONDS, QUERIES = "s CPU", "queries"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large the work is. `days` of hourly candles where a history is needed."""
+
+    symbols: int
+    days: int = 730
+
+    @property
+    def bars(self) -> int:
+        return self.days * 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measurement. `limit` was measured in the same run, and `versus` says what it is.
+
+    `ratio` is value / limit: how many times the unavoidable work is done. Where the limit is another way to do the
+    same (`rival`), it is limit / value: how many times faster we are. `goal` is in the unit, None: no goal is set.
+    """
+
+    name: str
+    symbols: int
+    value: float
+    unit: str
+    limit: float
+    versus: str
+    rival: bool = False
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        return self.limit / self.value if self.rival else self.value / self.limit
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.goal is None else self.value <= self.goal
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": self.ratio, "met": self.met}
+
+
+def cpu_seconds(work: Callable[[], object], *, before: Callable[[], object] = lambda: None, best_of: int = 3) -> float:
+    """Return the CPU seconds of `work` at its best; `before` each time comes first and does not count."""
+    best = float("inf")
+    for _ in range(best_of):
+        before()
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return best
+
+
+def many_times(work: Callable[[], object], times: int) -> float:
+    """Return the CPU seconds of one of many calls, for work that is too short for the clock."""
+
+    def repeat() -> None:
+        for _ in range(times):
+            work()
+
+    work()
+    return cpu_seconds(repeat) / times
+
+
+def queries(work: Callable[[], object]) -> int:
+    """Return the statements of `work`, those that begin and end a transaction included."""
+    with CaptureQueriesContext(connection) as captured:
+        work()
+    return len(captured)
+
+
+def expect(is_so: bool, what: str) -> None:
+    """Stop a benchmark whose work was not done. Raises RuntimeError: a number without the work would be a lie."""
+    if not is_so:
+        raise RuntimeError(f"the benchmark did not do its work: {what}")
+
+
+Benchmark = Callable[[Scale], Iterator[Figure]]

@@ -1,0 +1,56 @@
+"""A training from the store to the saved model, against the bare fits inside it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from marketdata.store import CandleStore
+from quant import pipeline
+from quant.features import warm_cache
+from tradingsite.bench import worlds
+from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds
+from training_app import policies
+
+SIZES = (50,)
+GOAL_RATIO = 1.5
+MARKET, TIMEFRAME = "bench", "1h"
+
+
+def run(scale: Scale) -> Iterator[Figure]:
+    warm_cache()
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
+        store = CandleStore(Path(folder) / "candles")
+        store.write(MARKET, TIMEFRAME, worlds.candles(scale))
+        fits = _Fits()
+
+        def train() -> None:
+            fits.seconds = 0.0
+            panel = store.read_panel(MARKET, TIMEFRAME, symbols=worlds.codes(scale.symbols))
+            result = pipeline.train(panel, policies.training_spec(), progress=lambda _done, _text: None)
+            result.model.save(Path(tempfile.mkdtemp(dir=folder)) / "model")
+
+        with mock.patch.object(pipeline, "fit_booster", fits):
+            spent = cpu_seconds(train, best_of=2)
+        yield Figure(
+            name="training.pipeline", symbols=scale.symbols, unit=SECONDS, value=spent, limit=fits.seconds,
+            goal=GOAL_RATIO * fits.seconds, versus="the LightGBM fits inside it (folds and final model)",
+        )  # fmt: skip
+
+
+class _Fits:
+    """`fit_booster` with a stopwatch."""
+
+    seconds = 0.0
+    fit = staticmethod(pipeline.fit_booster)
+
+    def __call__(self, **options: Any) -> Any:
+        began = time.process_time()
+        try:
+            return self.fit(**options)
+        finally:
+            self.seconds += time.process_time() - began
