@@ -7,6 +7,9 @@ class TradingSiteConfig(AppConfig):
     verbose_name = "Site"
     default = True
 
+    def ready(self) -> None:
+        from tradingsite import schedules  # noqa: F401 - importing it registers jobs
+
 
 class TradingAdminConfig(admin_apps.AdminConfig):
     """Django's admin, with a site that lets roles in."""
