@@ -69,13 +69,14 @@ def unexpired(field: str = "expires_at") -> Q:
 
 @dataclass(slots=True)
 class LeaseToken(Term):
-    """A lease that was granted to `holder`."""
+    """A lease that was granted to `holder`. `left_by`: who held it before and did not give it back (B5)."""
 
     name: str
     holder: str
     token: int
     ttl: timedelta
     deadline: float = field(compare=False)
+    left_by: str = field(default="", compare=False)
 
     def due(self) -> bool:
         """Tell whether a third of the lease has passed, so that it should be renewed."""
@@ -118,10 +119,10 @@ def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
         raise ValueError(f"lease {name!r}: holder is {holder!r} and ttl {ttl}; give a name and a positive time")
     free = Q(expires_at__isnull=True) | expired()
     begun = clock.boot_seconds()
-    known = Lease.objects.filter(name=name).values_list("token", flat=True).first()
-    if known is None:
+    row = Lease.objects.filter(name=name).values_list("token", "holder").first()
+    if row is None:
         Lease.objects.bulk_create([Lease(name=name)], ignore_conflicts=True)
-        known = 0
+    known, left_by = row or (0, "")
     # One compare-and-set: the database's clock decides, and the token makes it mine alone (T3).
     taken = Lease.objects.filter(free, name=name, token=known).update(
         holder=holder,
@@ -132,7 +133,14 @@ def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
     )
     if taken != 1:
         return None
-    return LeaseToken(name=name, holder=holder, token=known + 1, ttl=ttl, deadline=local_deadline(begun=begun, ttl=ttl))
+    return LeaseToken(
+        name=name,
+        holder=holder,
+        token=known + 1,
+        ttl=ttl,
+        deadline=local_deadline(begun=begun, ttl=ttl),
+        left_by=left_by,  # nobody was in between: the token would have grown
+    )
 
 
 def renew(lease: LeaseToken) -> bool:

@@ -178,17 +178,16 @@ class BotRunner:
             # Nobody can have taken what surely holds still; writes and sends check it in the database all the same.
             if (lease.locally_valid() and not lease.due()) or leases.renew(lease):
                 return True
-        left_by = takeover.last_holder(self.bot)
         taken = takeover.take(self.bot, holder=self.holder, ttl=self.lease_ttl)
         if taken is None:
             self._session = None
             report.lease = "busy"
             return False
-        self.adopt(taken, left_by=left_by)
+        self.adopt(taken)
         report.lease = "taken"
         return True
 
-    def adopt(self, lease: LeaseToken, *, left_by: str = "") -> None:
+    def adopt(self, lease: LeaseToken) -> None:
         """Begin to own the account. Tokens count acquisitions: the very next one means that nobody was in between."""
         session = self._session
         if session is not None and lease.token == session.account.lease.token + 1:
@@ -198,7 +197,7 @@ class BotRunner:
         account = Account(bot=self.bot, venue=self.venue, lease=lease)
         account.refresh_symbols()
         desk = OrderDesk(account)
-        wait = takeover.fence().total_seconds() if left_by and left_by != self.holder else 0.0
+        wait = takeover.fence().total_seconds() if lease.left_by not in ("", self.holder) else 0.0
         self._session = _Session(account, desk, Reconciler(desk), orders_from=clock.monotonic() + wait)
         self.bot.started_at = clock.market_now()
         Bot.objects.filter(pk=self.bot.pk).update(started_at=self.bot.started_at)

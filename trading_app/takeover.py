@@ -34,11 +34,6 @@ def fence() -> dt.timedelta:
     return RECEIVE_WINDOW + CLOCK_SKEW
 
 
-def last_holder(bot: Bot) -> str:
-    """Return who held the account last without giving it back; "" if it was given back, or never taken."""
-    return Lease.objects.filter(name=lease_name(bot)).values_list("holder", flat=True).first() or ""
-
-
 def take(bot: Bot, *, holder: str, ttl: dt.timedelta) -> LeaseToken | None:
     return leases.acquire(lease_name(bot), holder=holder, ttl=ttl)
 
@@ -52,14 +47,17 @@ def wait_for_account(
     A holder lives when it renews while we look. One whose process is gone from this host need not be waited for.
     """
     first: tuple[int, dt.datetime | None] | None = None
+    dead = ""
     while not stopped():
         lease = take(bot, holder=holder, ttl=ttl)
         if lease is not None:
+            lease.left_by = lease.left_by or dead
             return lease
         row = Lease.objects.get(name=lease_name(bot))
         if leases.died_here(row.holder):
             log.warning("holder_is_dead", account=bot.account, holder=row.holder)
-            # Giving it back in the dead one's name ends the wait; the fence of a new owner (B5) is kept all the same.
+            # Giving it back in the dead one's name ends the wait; what it sent may still arrive (B5).
+            dead = row.holder
             leases.release(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
             continue
         seen = (row.token, row.renewed_at)

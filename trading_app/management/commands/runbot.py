@@ -52,14 +52,13 @@ class Command(BaseCommand):
 
         with on_stop(stop):
             try:
-                left_by = takeover.last_holder(row)
                 lease = takeover.wait_for_account(row, holder=runner.holder, ttl=runner.lease_ttl, stopped=stopped)
             except AccountBusyError as error:
                 raise CommandError(str(error), returncode=BUSY_EXIT_CODE) from error
             if lease is None:
                 explain(watch)
                 return
-            runner.adopt(lease, left_by=left_by)
+            runner.adopt(lease)
             try:
                 if once:
                     self.stdout.write(str(runner.tick()))
