@@ -258,7 +258,7 @@ class Hammer:
             "takeover_seconds": spread(waits),
             "refused": told["refused"] + told["result_refused"],
             "refused_results": told["result_refused"],
-            "database_errors": told["database_error"],
+            "database_errors": Counter(each.text[:60] for each in evidence.told if each.what == "database_error"),
             "lost": broken[Broken.LOST],
             "two_results": broken[Broken.TWO_RESULTS],
             "symbol_in_two_runs": broken[Broken.SYMBOL_IN_TWO_RUNS],

@@ -147,7 +147,7 @@ class Worker:
             except ArtifactError as error:  # a token that was given twice would write where another wrote
                 self._tell("files", text=str(error))
             except DatabaseError as error:  # cut off while it was frozen, or waited too long for one that is
-                self._tell("database_error", text=str(error).strip()[:200])
+                self._tell("database_error", text=str(error).strip().partition("\n")[0])
                 connection.close()
 
     def _step(self) -> bool:
