@@ -131,12 +131,12 @@ class Command(BaseCommand):
 
 
 def chosen(strikes: list[Strike], names: list[str] | None) -> list[Strike]:
-    """Return the strikes of these names; None: all. Raises CommandError that lists the names there are."""
+    """Return one strike of each of these names; None: all, those that matter more than once. Raises CommandError."""
     known = {strike.name for strike in strikes}
     unknown = sorted(set(names or ()) - known)
     if unknown:
         raise CommandError(f"--kind {unknown[0]!r} is none of: {', '.join(sorted(known))}")
-    return [strike for strike in strikes if names is None or strike.name in names]
+    return strikes if names is None else [strike for strike in dict.fromkeys(strikes) if strike.name in names]
 
 
 def keys(url: str) -> list[bytes]:
