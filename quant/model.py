@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class ModelError(ValueError):
     """An artifact that cannot be used: missing, truncated, tampered with, or not of this format."""
 
 
-_FIXED_PARAMS = {
+FIXED_PARAMS = {
     "objective": "binary",
     "metric": "binary_logloss",
     "deterministic": True,
@@ -254,6 +254,31 @@ class MetaModel:
         return self._booster
 
 
+StopOn = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int8], NDArray[np.float64]]
+"""(features, codes, y, weight) of the rows that decide when to stop growing trees."""
+
+
+class FitBooster(Protocol):
+    """Grows the trees: `fit_booster` in this process, or another engine that a caller of `quant.pipeline` passes."""
+
+    def __call__(
+        self,
+        *,
+        features: NDArray[np.float32],
+        symbol_codes: NDArray[np.int32],
+        y: NDArray[np.int8],
+        weight: NDArray[np.float64],
+        encoding: str,
+        n_symbols: int,
+        feature_names: tuple[str, ...],
+        params: Mapping[str, Any],
+        n_trees: int,
+        stop_on: StopOn | None = None,
+        stop_rounds: int = 0,
+        on_tree: Callable[[int], None] | None = None,
+    ) -> Any: ...
+
+
 def fit_booster(
     *,
     features: NDArray[np.float32],
@@ -265,7 +290,7 @@ def fit_booster(
     feature_names: tuple[str, ...],
     params: Mapping[str, Any],
     n_trees: int,
-    stop_on: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int8], NDArray[np.float64]] | None = None,
+    stop_on: StopOn | None = None,
     stop_rounds: int = 0,
     on_tree: Callable[[int], None] | None = None,
 ) -> Any:
@@ -273,13 +298,12 @@ def fit_booster(
     without gain there. Deterministic for given data, params and number of threads. Returns a LightGBM Booster.
     """
     lightgbm = import_lightgbm()
-    codes = ["symbol"] if encoding == "index" else [f"symbol_{code}" for code in range(n_symbols)]
     dataset_params = {"verbose": -1, "max_bin": params.get("max_bin", 255), "num_threads": params["num_threads"]}
     train = lightgbm.Dataset(
-        _training_matrix(features, symbol_codes, encoding=encoding, n_symbols=n_symbols),
+        training_matrix(features, symbol_codes, encoding=encoding, n_symbols=n_symbols),
         label=y,
         weight=weight,
-        feature_name=[*feature_names, *codes],
+        feature_name=column_names(feature_names, encoding=encoding, n_symbols=n_symbols),
         params=dataset_params,
         free_raw_data=True,
     )
@@ -289,7 +313,7 @@ def fit_booster(
         X, stop_codes, stop_y, stop_weight = stop_on
         valid.append(
             train.create_valid(
-                _training_matrix(X, stop_codes, encoding=encoding, n_symbols=n_symbols),
+                training_matrix(X, stop_codes, encoding=encoding, n_symbols=n_symbols),
                 label=stop_y,
                 weight=stop_weight,
             )
@@ -298,7 +322,7 @@ def fit_booster(
     if on_tree is not None:
         callbacks.append(lambda env: on_tree(env.iteration + 1))
     return lightgbm.train(
-        {**params, **_FIXED_PARAMS},
+        {**params, **FIXED_PARAMS},
         train,
         num_boost_round=n_trees,
         valid_sets=valid,
@@ -306,7 +330,13 @@ def fit_booster(
     )
 
 
-def _training_matrix(
+def column_names(feature_names: tuple[str, ...], *, encoding: str, n_symbols: int) -> list[str]:
+    """Return the names of the columns of `training_matrix`, in their order."""
+    codes = ["symbol"] if encoding == "index" else [f"symbol_{code}" for code in range(n_symbols)]
+    return [*feature_names, *codes]
+
+
+def training_matrix(
     features: NDArray[np.float32], symbol_codes: NDArray[np.int32], *, encoding: str, n_symbols: int
 ) -> Any:
     """As `encode_features`, but one-hot columns are sparse: 500 dense ones would need 2 kB a row."""

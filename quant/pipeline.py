@@ -38,7 +38,7 @@ from quant.metrics import (
     skill_over_base_rate,
     trades_at_threshold,
 )
-from quant.model import MetaModel, Probe, encode_features, fit_booster
+from quant.model import FitBooster, MetaModel, Probe, encode_features, fit_booster
 from quant.panel import Panel
 from quant.reasons import reason
 from quant.samples import Progress, Samples, TrainingError, make_samples
@@ -98,12 +98,14 @@ def train(
     champion: MetaModel | None = None,
     gate_bounds: GateBounds | None = None,
     looks: Iterable[Look] = (),
+    fit: FitBooster = fit_booster,
 ) -> TrainingResult:
     """Train, calibrate, choose the threshold, test and judge.
 
     ``progress(fraction, text)`` is called as work advances, also inside the fits, and may raise to stop them.
     A ``champion`` is compared on the test rows that it has not seen and whose symbols it covers. ``looks`` are the
     earlier trainings of the scope: those whose test window overlaps this one's have looked at it before.
+    ``fit`` grows the trees, here or elsewhere.
     Raises TrainingError with a reason when the data does not allow a training.
     """
     bounds = gate_bounds or GateBounds()
@@ -116,7 +118,7 @@ def train(
     day = max(1, DAY_MS // panel.step_ms)
     block = max(2 * spec.label.horizon, day)
 
-    validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, progress)
+    validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, progress, fit)
     calibration = fit_platt(raw, validation.y, validation.weight)
     validated = calibration.apply(raw)
     tradable = np.flatnonzero(validation.allowed)
@@ -127,7 +129,7 @@ def train(
         min_trades=bounds.min_trades,
     )
     booster = _fit(
-        develop, n_symbols, spec, n_trees=n_trees, report=lambda done: progress(0.7 + 0.25 * done, "final model")
+        fit, develop, n_symbols, spec, n_trees=n_trees, report=lambda done: progress(0.7 + 0.25 * done, "final model")
     )
     model = MetaModel(
         booster_text=booster.model_to_string(),
@@ -224,7 +226,7 @@ def choose_threshold(
 
 
 def _walk_forward(
-    develop: Samples, n_symbols: int, spec: TrainingSpec, progress: Progress
+    develop: Samples, n_symbols: int, spec: TrainingSpec, progress: Progress, fit: FitBooster
 ) -> tuple[Samples, NDArray[np.float64], int]:
     """Return the samples of all folds, their out-of-fold raw scores, and the median number of trees."""
     rows: list[NDArray[np.int64]] = []
@@ -247,7 +249,7 @@ def _walk_forward(
         def report(done: float, k: int = k) -> None:
             progress(0.2 + 0.5 * (k + done) / spec.n_splits, f"fold {k + 1} of {spec.n_splits}")
 
-        booster = _fit(grow, n_symbols, spec, n_trees=spec.max_trees, stop=stop, report=report)
+        booster = _fit(fit, grow, n_symbols, spec, n_trees=spec.max_trees, stop=stop, report=report)
         trees.append(max(1, booster.best_iteration))
         rows.append(fold)
         scores.append(_raw_score(booster, ahead, n_symbols, spec))
@@ -263,6 +265,7 @@ def _quantile_time(t0: NDArray[np.int64], share: float) -> int:
 
 
 def _fit(
+    fit: FitBooster,
     samples: Samples,
     n_symbols: int,
     spec: TrainingSpec,
@@ -271,7 +274,7 @@ def _fit(
     report: Callable[[float], None],
     stop: Samples | None = None,
 ) -> Any:
-    return fit_booster(
+    return fit(
         features=samples.X,
         symbol_codes=samples.code,
         y=samples.y,

@@ -28,7 +28,7 @@ DEVELOPMENT = "requirements-dev.txt"
 #: Locks whose libraries another lock contains, in the same versions (a test compares them).
 CONTAINED = {DEVELOPMENT: (RUNTIME, SCALE, DASK)}
 #: Locks that only some need: the settings (or their NAME_FILE) that name a server whose client library is in them.
-EXTRAS = {SCALE: ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"), DASK: ("DASK_SCHEDULER",)}
+EXTRAS = {SCALE: ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"), DASK: ("TRAIN_DASK_SCHEDULER",)}
 #: Arguments of a test run without arguments: all tests, one process per core. Tests of a file share what they prepare.
 ALL_TESTS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 

@@ -95,6 +95,13 @@ def storage_url(raw: str) -> str:
     return raw.strip()
 
 
+def dask_scheduler(raw: str) -> str:
+    value = raw.strip()
+    if not re.fullmatch(r"(tcp|tls)://[^\s/@]+:\d+", value):
+        raise ValueError("must be an address like tcp://host:8786 (or tls://)")
+    return value
+
+
 def day(raw: str) -> str:
     value = raw.strip()
     if value and not re.fullmatch(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2})?", value):
@@ -160,7 +167,7 @@ OPTIONS: tuple[Option, ...] = (
     # --- learning
     Option("TRAINING_MODE", "multi_symbol", choice("multi_symbol", "single_symbol"), "One model, or one a symbol."),
     Option("SYMBOL_ENCODING", "index", choice("index", "one_hot"), "How a multi_symbol model sees the symbol."),
-    Option("PRIMARY_SIGNAL", "trend", text, "Name of the primary signal."),
+    Option("PRIMARY_SIGNAL", "trend", text, "Primary signal: a name, or a file of one's own (docs/signals.md)."),
     Option("TRAIN_INTERVAL_HOURS", 168.0, number(1, 100_000), "Age at which a model is retrained."),
     Option("TRAIN_MIN_INTERVAL_HOURS", 6.0, number(0.1, 100_000), "Least time between two runs of a scope (I5)."),
     Option("TRAIN_DEBOUNCE_MINUTES", 10.0, number(0, 10_000), "Wait for more new symbols before a run."),
@@ -170,6 +177,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("TRAIN_SEED", 1, integer(0, 2**31 - 1), "Seed of the training."),
     Option("TRAIN_TREES", 300, integer(5, 10_000), "Most trees of a model."),
     Option("TRAIN_THREADS", 0, integer(0, 256), "Threads of a training; 0: this host's cores / TRAINING_WORKERS."),
+    Option(
+        "TRAIN_DASK_SCHEDULER",
+        "",
+        dask_scheduler,
+        "Address of a Dask scheduler whose workers grow the trees of one very large model; empty: this process does.",
+    ),
     # --- trading
     Option("BOT_NAME", "main", text, "Name of the bot that runall starts."),
     Option("BOT_INTERVAL", 0.0, number(0, 3600), "Real seconds between passes; 0: 60 s of market time, at least 1 s."),
@@ -274,6 +287,11 @@ def cross_check(values: Mapping[str, Any]) -> list[str]:
         problems.append("EXCHANGE_MARKET is empty: EXCHANGE=paper needs a ccxt exchange id like bybit.")
     if values["UNIVERSE_MODE"] == "fixed" and not values["UNIVERSE_SYMBOLS"]:
         problems.append("UNIVERSE_SYMBOLS is empty: UNIVERSE_MODE=fixed needs codes like BTC/USDT:USDT.")
+    if values["TRAIN_DASK_SCHEDULER"] and values["TRAINING_MODE"] == "single_symbol":
+        problems.append(
+            f"TRAIN_DASK_SCHEDULER={values['TRAIN_DASK_SCHEDULER']!r}: is for one large model; "
+            "leave it empty with TRAINING_MODE=single_symbol, whose runs spread over the workers by themselves."
+        )
     if values["HISTORY_MIN_DAYS"] > values["HISTORY_TARGET_DAYS"]:
         problems.append(
             f"HISTORY_MIN_DAYS={values['HISTORY_MIN_DAYS']}: must be at most "

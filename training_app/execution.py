@@ -6,6 +6,7 @@ forked child of a process that has used it, so nothing here may run in a process
 
 from __future__ import annotations
 
+import functools
 import threading
 import traceback
 from collections.abc import Callable
@@ -175,11 +176,10 @@ def execute(
 
 
 def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse, trainer: Trainer | None) -> ModelArtifact:
-    from quant.pipeline import train  # LightGBM and numba: for training processes only
-
+    trainer = trainer or chosen_trainer()  # before the champion is loaded: see training_app.dask_engine
     pulse.report(0.0, "reading candles")
     panel = read_panel(claim, run)
-    result = (trainer or train)(
+    result = trainer(
         panel,
         policies.training_spec(),
         progress=pulse.report,
@@ -205,6 +205,17 @@ def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse, tr
         # stay, and the tidy job removes them if they are nobody's.
         artifacts.remove(written)
         raise
+
+
+def chosen_trainer() -> Trainer:
+    """Return the pipeline, with the trees grown here or on the cluster that TRAIN_DASK_SCHEDULER names."""
+    from quant.pipeline import train  # LightGBM and numba: for training processes only
+
+    if not settings.TRAIN_DASK_SCHEDULER:
+        return train
+    from training_app.dask_engine import fit_over
+
+    return functools.partial(train, fit=fit_over(settings.TRAIN_DASK_SCHEDULER))
 
 
 def read_panel(claim: services.Claim, run: TrainingRun) -> Panel:
