@@ -7,13 +7,12 @@ worker takes the run that waits longest among those that fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 
 from django.conf import settings
-from django.db.models import Max, Q
+from django.db.models import Q
 
-from coverage_app.models import Symbol
-from ops_app import alerts, bulk, clock, heartbeats, host
+from ops_app import alerts, clock, heartbeats, host
 from ops_app.choices import Severity
 from ops_app.host import MEGABYTE, Share
 from ops_app.models import Alert
@@ -51,11 +50,10 @@ def estimate(*, bars: int, symbols: int, features: int) -> Share:
     return Share(memory_mb=math.ceil(memory), threads=max(1, threads))
 
 
-def needs(symbol_ids: Collection[int], *, timeframe: str) -> Share:
-    """Return what a run of these symbols needs: one query. A history that nobody has measured yet counts as short."""
-    days = Symbol.objects.filter(pk__in=bulk.among(symbol_ids)).aggregate(days=Max("history_days"))["days"] or 0.0
-    bars = math.ceil(days * DAY_MS / timeframe_ms(timeframe))
-    return estimate(bars=bars, symbols=len(symbol_ids), features=len(registry.feature_schema().names))
+def needs(history_days: Sequence[float], *, timeframe: str) -> Share:
+    """Return what a run of symbols with these histories needs. One that nobody has measured yet counts as short."""
+    bars = math.ceil(max(history_days, default=0.0) * DAY_MS / timeframe_ms(timeframe))
+    return estimate(bars=bars, symbols=len(history_days), features=len(registry.feature_schema().names))
 
 
 def fits(share: Share) -> Q:

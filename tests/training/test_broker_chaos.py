@@ -18,6 +18,7 @@ from django_q.brokers import get_broker
 from django_q.conf import Conf
 from django_q.signing import SignedPackage
 
+from coverage_app.models import Symbol
 from ops_app import jobs
 from ops_app.clock import SimulatedClock
 from ops_app.models import JobRun
@@ -100,8 +101,8 @@ def test_t9_with_a_hostile_broker_every_run_has_one_result_and_every_slot_one_jo
     settings.TRAINING_MODE = "single_symbol"
     # Longer than the wait between two rounds, shorter than a test may take.
     chaos = BrokerChaos(seed=3, longest_delay=0.05)
-    symbols = [SymbolFactory() for _ in range(RUNS)]
-    waiting = list(symbols)
+    SymbolFactory.create_batch(RUNS)
+    waiting = list(Symbol.objects.all())
     began, rounds = sim.now, 0
     while waiting or services.next_claimable() is not None or not all(chaos.counts[name] for name in ACCIDENTS):
         rounds += 1

@@ -80,7 +80,7 @@ def test_a_run_carries_what_it_needs_and_needs_more_with_more_history_symbols_an
     assert 20_000 < large.memory_mb < 30_000
     settings.TRAIN_TIMEOUT_MINUTES = 10.0
     assert capacity.estimate(bars=bars, symbols=3000, features=48).threads > large.threads >= 1
-    assert capacity.needs([], timeframe="1h") == Share(memory_mb=capacity.PROCESS_MB, threads=1)
+    assert capacity.needs([0.0], timeframe="1h") == Share(memory_mb=capacity.PROCESS_MB, threads=1)
 
 
 def test_a_worker_claims_only_what_fits_its_host(
@@ -159,8 +159,8 @@ def test_nothing_is_declined_that_fits_or_is_not_waiting(
 def test_messages_do_not_pile_up_while_every_worker_is_busy(
     sim: SimulatedClock, sent: list[Message], settings: Any, monkeypatch: pytest.MonkeyPatch, db: None
 ) -> None:
-    for _ in range(RINGS_PER_SWEEP + 5):
-        symbol = SymbolFactory()
+    SymbolFactory.create_batch(RINGS_PER_SWEEP + 5)
+    for symbol in Symbol.objects.all():
         request(scope_of(symbol, settings), [symbol])
     sent.clear()
     monkeypatch.setattr("ops_app.queue.waiting", lambda queue: len(sent))

@@ -24,8 +24,8 @@ from training_app.clustertest.hosts import Host, Network, hosts
 from training_app.models import TrainingRun, TrainingScope
 
 LOOK_SECONDS = 0.25
-HISTORY_DAYS = 125
-"""Just enough for a real training: about 650 samples of a symbol."""
+HISTORY_DAYS = 180
+"""Enough for a real training of any symbol; with 125, one in 60 had too few samples."""
 PATIENCE_PER_RUN, LEAST_PATIENCE = 20.0, 240.0
 BATCHES = 8
 """With chaos, the trainings are asked for in this many parts, so that messages are needed all the time."""

@@ -6,6 +6,7 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import structlog
 from django.conf import settings
@@ -13,19 +14,22 @@ from django.contrib.auth.models import User
 from django.db.models import Exists, Max, OuterRef
 
 from coverage_app import selectors as coverage_selectors
-from ops_app import clock
+from ops_app import bulk, clock
 from ops_app.prepared import Prepared
 from quant.compatibility import check_compatibility
-from quant.policy import RunCause, RunDecision, ScopeFacts, run_due
+from quant.policy import RunCause, ScopeFacts, run_due
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from training_app import activation, policies, registry, selectors
 from training_app.choices import OPEN_STATES, ActivationKind, ActivationState, RunTrigger
 from training_app.exceptions import ActivationRefused, RunRefused
 from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
-from training_app.services.requests import request_run
+from training_app.services.requests import Wish, request_run, request_runs
 
 log = structlog.get_logger(__name__)
+
+COUNTED, DECIDED = ("new_count", "first_new_at", "last_new_at"), ("decision", "not_before")
+"""What a look writes on a scope, apart: a run that ends at this moment writes `not_before` too."""
 
 _waited = Prepared(
     lambda market, training_mode, timeframe, *, now: TrainingScope.objects.filter(
@@ -38,7 +42,7 @@ _waited = Prepared(
 )
 
 
-@dataclass(slots=True)
+@dataclass
 class _Plan:
     """What was read once for all scopes. `ready` maps the id of each symbol that may be trained to its code."""
 
@@ -51,6 +55,14 @@ class _Plan:
     pending_slots: set[str]
     active: dict[str, ActiveModel]
     usable: dict[str, ModelArtifact]
+    counted: dict[int, TrainingScope]
+    decided: dict[int, TrainingScope]
+
+    @cached_property
+    def scopes_with_good_artifacts(self) -> set[int]:
+        """Scopes whose registry may have something to fall back to; read when the first one asks."""
+        good = ModelArtifact.objects.promotable().filter(scope__market=self.market)
+        return set(good.values_list("scope_id", flat=True).distinct())
 
 
 def plan() -> list[TrainingRun]:
@@ -58,27 +70,27 @@ def plan() -> list[TrainingRun]:
 
     A scope without a usable model first gets the best good artifact of its registry, and trains only if there is none
     (R1, R11). The blocks that runs leave are closed by the evaluation when their back-off is over, not here. Each
-    decision is written on its scope when it changes, so that a person can read why nothing trains.
+    decision is written on its scope when it changes, so that a person can read why nothing trains. The number of
+    statements grows with the scopes that fall back to their registry, not with those that train or wait.
     """
     market, now = settings.EXCHANGE_MARKET, clock.market_now()
     look = _read(market, now)
-    requested = []
+    wishes = []
     for scope in _scopes(look):
         candidates = _candidates(scope, look)
         if scope.key in look.pending_slots:
-            _note(scope, reason("ACTIVATION_PENDING", slot=scope.key), None)
+            _note(scope, look, reason("ACTIVATION_PENDING", slot=scope.key), None)
             continue
         without_model = scope.key not in look.usable and candidates and scope.pk not in look.open_scopes
         if without_model and _promote_from_registry(scope, look, candidates):
             continue
         decision = run_due(_facts(scope, look, candidates), to_ms(now), policies.training_policy())
-        _note(scope, decision.reason, decision.not_before_ms)
-        if not decision.due:
-            continue
-        run = _request(scope, decision, candidates)
-        if run is not None:
-            requested.append(run)
-    return requested
+        _note(scope, look, decision.reason, decision.not_before_ms)
+        if decision.due:
+            trigger = RunTrigger(str(decision.cause).lower())
+            wishes.append(Wish(scope=scope, trigger=trigger, cause=decision.reason, symbols=candidates))
+    _write_notes(look)
+    return request_runs(wishes)
 
 
 def plan_waiting() -> int:
@@ -125,6 +137,7 @@ def train_now(*, user: User | None = None, symbols: Collection[int] | None = Non
                 user=user,
             )
         )
+    _write_notes(look)
     if not runs:
         raise RunRefused(f"nothing can be trained: {why}")
     return runs
@@ -152,6 +165,8 @@ def _read(market: str, now: dt.datetime) -> _Plan:
         pending_slots=set(Activation.objects.filter(state=ActivationState.REQUESTED).values_list("slot", flat=True)),
         active=active,
         usable=usable,
+        counted={},
+        decided={},
     )
 
 
@@ -191,7 +206,7 @@ def _candidates(scope: TrainingScope, look: _Plan) -> list[int]:
 
 def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: bool = False) -> ScopeFacts:
     new = [symbol_id for symbol_id in candidates if symbol_id not in look.covering]
-    _note_new(scope, len(new), look.now)
+    _note_new(scope, look, len(new))
     serving = look.usable.get(scope.key)
     started_at = getattr(scope, "run_started_at", None)
     ended_at = getattr(scope, "run_ended_at", None)
@@ -215,31 +230,40 @@ def _ms(moment: dt.datetime | None) -> int | None:
     return None if moment is None else to_ms(moment)
 
 
-def _note_new(scope: TrainingScope, count: int, now: dt.datetime) -> None:
+def _note_new(scope: TrainingScope, look: _Plan, count: int) -> None:
     """Remember when the number of uncovered symbols last grew: what the debounce waits for. No change, no write."""
     if count == scope.new_count and (count == 0) == (scope.first_new_at is None):
         return
     if count == 0:
         scope.first_new_at = scope.last_new_at = None
     else:
-        scope.first_new_at = scope.first_new_at or now
+        scope.first_new_at = scope.first_new_at or look.now
         if count > scope.new_count or scope.last_new_at is None:
-            scope.last_new_at = now
+            scope.last_new_at = look.now
     scope.new_count = count
-    scope.save(update_fields=["new_count", "first_new_at", "last_new_at"])
+    look.counted[scope.pk] = scope
 
 
-def _note(scope: TrainingScope, text: str, not_before_ms: int | None) -> None:
-    """Write the decision on its scope when it says something new."""
+def _note(scope: TrainingScope, look: _Plan, text: str, not_before_ms: int | None) -> None:
+    """Note the decision on its scope when it says something new."""
     not_before = None if not_before_ms is None else from_ms(not_before_ms)
     if (scope.decision, scope.not_before) == (text[:500], not_before):
         return
     scope.decision, scope.not_before = text[:500], not_before
-    scope.save(update_fields=["decision", "not_before"])
+    look.decided[scope.pk] = scope
+
+
+def _write_notes(look: _Plan) -> None:
+    """Write what changed on the scopes: two statements at most, none when nothing did."""
+    for scopes, fields in ((look.counted, COUNTED), (look.decided, DECIDED)):
+        rows = {pk: {name: getattr(scope, name) for name in fields} for pk, scope in scopes.items()}
+        bulk.update_rows(TrainingScope, rows, fields=fields)
 
 
 def _promote_from_registry(scope: TrainingScope, look: _Plan, candidates: list[int]) -> bool:
     """Ask for the best artifact that already exists; False when there is none and a run is needed."""
+    if scope.pk not in look.scopes_with_good_artifacts:
+        return False
     broken = look.active.get(scope.key)
     selection = registry.select_best(
         scope,
@@ -264,14 +288,5 @@ def _promote_from_registry(scope: TrainingScope, look: _Plan, candidates: list[i
     except ActivationRefused as error:
         log.warning("registry_fallback_refused", scope=scope.key, artifact=artifact.pk, error=str(error))
         return False
-    _note(scope, why, None)
+    _note(scope, look, why, None)
     return True
-
-
-def _request(scope: TrainingScope, decision: RunDecision, candidates: list[int]) -> TrainingRun | None:
-    trigger = RunTrigger(str(decision.cause).lower())
-    try:
-        return request_run(scope=scope, trigger=trigger, cause=decision.reason, symbols=candidates)
-    except RunRefused as error:  # its symbols went to another run since they were read: the next look sees it
-        log.info("run_refused", scope=scope.key, error=str(error))
-        return None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import F
 
 from coverage_app.models import Symbol
@@ -19,7 +22,10 @@ from training_app.exceptions import RunRefused
 from training_app.models import RunSymbol, TrainingRun, TrainingScope
 from training_app.services.verdicts import leave_verdicts
 
+log = structlog.get_logger(__name__)
+
 TRAIN_TASK = "training_app.tasks.train"
+RUNS_PER_TRANSACTION, RINGS_AT_ONCE = 200, 30
 
 
 def ensure_scope(*, market: str, symbol: Symbol | None = None) -> TrainingScope:
@@ -34,6 +40,18 @@ def ensure_scope(*, market: str, symbol: Symbol | None = None) -> TrainingScope:
         },
     )
     return scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A run that is wanted: of the symbol ids `symbols`, because of `cause`, now or at `not_before` (market time)."""
+
+    scope: TrainingScope
+    trigger: RunTrigger | str
+    cause: str
+    symbols: Collection[int]
+    not_before: dt.datetime | None = None
+    user: User | None = None
 
 
 def request_run(
@@ -53,72 +71,121 @@ def request_run(
     present = scope.runs.open().first()
     if present is not None:
         return present
+    wish = Wish(scope=scope, trigger=trigger, cause=cause, symbols=symbols, not_before=not_before, user=user)
+    made, refused = _insert_runs([wish])
+    if made:
+        return made[0]
+    present = scope.runs.open().first()
+    if present is None:
+        raise RunRefused(refused.get(scope.pk, f"{scope.key}: another run began and ended at this moment; ask again"))
+    return present  # somebody was faster
+
+
+def request_runs(wishes: Sequence[Wish]) -> list[TrainingRun]:
+    """Return the new runs of `wishes`, each for another scope: a constant number of statements for 200 of them.
+
+    A scope that has an open run meanwhile, or no free symbol left, gets none: the next look at it sees why.
+    """
+    runs: list[TrainingRun] = []
+    for start in range(0, len(wishes), RUNS_PER_TRANSACTION):
+        made, refused = _insert_runs(wishes[start : start + RUNS_PER_TRANSACTION])
+        runs += made
+        for text in refused.values():
+            log.info("run_refused", error=text)
+    return runs
+
+
+@transaction.atomic
+def _insert_runs(wishes: Sequence[Wish]) -> tuple[list[TrainingRun], dict[int, str]]:
+    """Insert the runs that may be, under the locks of their scopes; return them, and why the others may not by scope.
+
+    What another process takes at this moment is left out by the unique indexes, not by an `if` (I1).
+    """
     now = clock.market_now()
-    try:
-        with transaction.atomic():
-            return _insert_run(
-                scope_id=scope.pk,
-                trigger=trigger,
-                cause=cause,
-                symbols=symbols,
-                not_before=max(not_before or now, now),
-                now=now,
-                user=user,
-            )
-    except IntegrityError:  # somebody was faster: the database let only one of us in
-        present = scope.runs.open().first()
-        if present is None:  # and that run has ended already
-            raise RunRefused(f"{scope.key}: another run began and ended at this moment; ask again") from None
-        return present
-
-
-def _insert_run(
-    *,
-    scope_id: int,
-    trigger: str,
-    cause: str,
-    symbols: Collection[int],
-    not_before: dt.datetime,
-    now: dt.datetime,
-    user: User | None,
-) -> TrainingRun:
-    scope = TrainingScope.objects.select_for_update().get(pk=scope_id)
-    wanted = sorted(set(symbols))
+    among = bulk.among([wish.scope.pk for wish in wishes])
+    scopes = {
+        scope.pk: scope for scope in TrainingScope.objects.select_for_update().filter(pk__in=among).order_by("pk")
+    }
+    busy = set(TrainingRun.objects.open().filter(scope__in=among).values_list("scope_id", flat=True))
+    wanted = bulk.among({symbol_id for wish in wishes for symbol_id in wish.symbols})
     taken = set(RunSymbol.objects.filter(open=True, symbol__in=wanted).values_list("symbol_id", flat=True))
-    free = [symbol_id for symbol_id in wanted if symbol_id not in taken]
-    if not free:
-        what = f"all {len(taken)} are in open runs" if taken else "no symbol is ready"
-        raise RunRefused(f"{scope.key}: nothing to train: {what}; see the symbols' states")
-    TrainingScope.objects.filter(pk=scope_id).update(run_seq=F("run_seq") + 1)
-    needed = capacity.needs(free, timeframe=scope.timeframe)
-    due = not_before <= now
-    run = TrainingRun.objects.create(
+    days = dict(Symbol.objects.filter(pk__in=wanted).values_list("pk", "history_days"))
+    free: dict[int, list[int]] = {}
+    refused: dict[int, str] = {}
+    rows = []
+    for wish in wishes:
+        scope = scopes[wish.scope.pk]
+        if scope.pk in busy:
+            continue
+        free[scope.pk] = sorted({symbol_id for symbol_id in wish.symbols if symbol_id not in taken})
+        if not free[scope.pk]:
+            what = f"all {len(set(wish.symbols))} are in open runs" if wish.symbols else "no symbol is ready"
+            refused[scope.pk] = f"{scope.key}: nothing to train: {what}; see the symbols' states"
+            continue
+        rows.append(_run_of(wish, scope, [days[symbol_id] for symbol_id in free[scope.pk]], now))
+    bulk.insert_rows(rows)
+    asked = {row.scope_id: row.run_no for row in rows}
+    present = TrainingRun.objects.open().filter(scope__in=bulk.among(asked)).order_by("pk")
+    made = [run for run in present if run.run_no == asked[run.scope_id]]
+    bulk.insert_rows(RunSymbol(run=run, symbol_id=symbol_id) for run in made for symbol_id in free[run.scope_id])
+    ids = bulk.among([run.pk for run in made])
+    entered = Counter(RunSymbol.objects.filter(run__in=ids).values_list("run_id", flat=True))
+    for run in [run for run in made if not entered[run.pk]]:
+        refused[run.scope_id] = f"{scopes[run.scope_id].key}: its symbols went to other runs at this moment; ask again"
+        run.delete()
+        made.remove(run)
+    _announce(made, scopes, entered, {wish.scope.pk: wish for wish in wishes}, now)
+    return made, refused
+
+
+def _run_of(wish: Wish, scope: TrainingScope, days: list[float], now: dt.datetime) -> TrainingRun:
+    needed = capacity.needs(days, timeframe=scope.timeframe)
+    return TrainingRun(
         scope=scope,
         run_no=scope.run_seq + 1,
-        trigger=trigger,
-        cause=cause[:500],
-        requested_by=user,
+        trigger=wish.trigger,
+        cause=wish.cause[:500],
+        requested_by=wish.user,
         max_attempts=settings.TRAIN_MAX_ATTEMPTS,
-        not_before=not_before,
+        not_before=max(wish.not_before or now, now),
         needs_memory_mb=needed.memory_mb,
         needs_threads=needed.threads,
-        enqueued_at=clock.database_now() if due else None,
         created_at=now,
     )
-    # A symbol that another run took since it was read is left out by the unique index, not by an `if` (I1).
-    entered = bulk.insert_rows(RunSymbol(run=run, symbol_id=symbol_id) for symbol_id in free)
-    if entered == 0:
-        raise RunRefused(f"{scope.key}: its symbols went to other runs at this moment; ask again if they are needed")
-    if due:
-        ring(run.pk)
-    run.refresh_from_db()
-    journal.record(
-        "run_requested",
-        f"Run {run.run_no} of {scope.key}: {entered} symbols, because {cause}",
-        subject=f"run:{run.pk}",
-        user=user,
-    )
-    return run
+
+
+def _announce(
+    made: list[TrainingRun],
+    scopes: Mapping[int, TrainingScope],
+    entered: Mapping[int, int],
+    wishes: Mapping[int, Wish],
+    now: dt.datetime,
+) -> None:
+    """Count the runs on their scopes, ring for those that are due, and write them down.
+
+    A message makes its worker look for any run, so a few wake all; the sweeper rings for runs that still wait then.
+    """
+    made_ids = [run.pk for run in made]
+    TrainingScope.objects.filter(pk__in=bulk.among([run.scope_id for run in made])).update(run_seq=F("run_seq") + 1)
+    due = [run for run in made if run.not_before <= now]
+    rung = [run.pk for run in due[:RINGS_AT_ONCE]]
+    if rung:
+        TrainingRun.objects.filter(pk__in=bulk.among(rung)).update(enqueued_at=clock.database_now())
+    for run_id in rung:
+        ring(run_id)
+    for user in {wishes[run.scope_id].user for run in made}:
+        entries = [
+            (
+                "run_requested",
+                f"run:{run.pk}",
+                f"Run {run.run_no} of {scopes[run.scope_id].key}: {entered[run.pk]} symbols, because {run.cause}",
+            )
+            for run in made
+            if wishes[run.scope_id].user == user
+        ]
+        journal.record_many(entries, user=user)
+    fresh = TrainingRun.objects.select_related("scope").in_bulk(made_ids)
+    made[:] = [fresh[run_id] for run_id in made_ids]
 
 
 def ring(run_id: int) -> None:
