@@ -136,11 +136,8 @@ def verify_files(artifact: ModelArtifact) -> None:
     Raises ArtifactError, or ArtifactUnreachable when nothing can be said about the files now.
     """
     path = directory_of(artifact)
-    try:
-        with _reaching(path):
-            size, sha256 = _digest(artifact_storage().contents(path))
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    with _reading(path):
+        size, sha256 = _digest(artifact_storage().contents(path))
     _compare(artifact, size, sha256)
 
 
@@ -157,19 +154,21 @@ def _compare(artifact: ModelArtifact, size: int, sha256: str) -> None:
 def load(artifact: ModelArtifact) -> MetaModel:
     """Return the verified model of `artifact`: the ONE place that loads a model (I9).
 
-    Raises ArtifactError for files that are missing, cut off, changed, of another schema, or that predict differently.
+    Raises ArtifactError for files that are missing, cut off, changed, of another schema, or that predict differently,
+    and ArtifactUnreachable when they cannot be read now.
     """
     from quant.model import MetaModel, ModelError  # LightGBM is not for web processes
 
     path = path_of(artifact)
-    try:
-        _compare(artifact, *_digest(_files(path)))
-        model = MetaModel.load(path)
-        model.probe()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
-    except ModelError as error:
-        raise ArtifactError(str(error)) from error
+    with _reading(str(path)):
+        try:
+            _compare(artifact, *_digest(_files(path)))
+            model = MetaModel.load(path)
+            model.probe()
+        except ModelError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error
+            raise ArtifactError(str(error)) from error
     _check_same(artifact, model)
     return model
 
@@ -210,3 +209,15 @@ def _reaching(directory: str) -> Iterator[None]:
         yield
     except BucketError as error:
         raise ArtifactUnreachable(f"{directory}: {error}") from error
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Only what is not there convicts a model: no descriptors left, or a disk that stutters, is over in a minute."""
+    try:
+        with _reaching(path):
+            yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(f"{path}: files are missing: {error.strerror}") from error
+    except OSError as error:
+        raise ArtifactUnreachable(f"{path}: cannot be read now: {error.strerror or error}") from error

@@ -20,7 +20,7 @@ class ArtifactError(TrainingAppError):
 
 
 class ArtifactUnreachable(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost
-    """The storage of artifacts does not answer: nothing is known about the files, and it is tried again."""
+    """The storage of artifacts does not answer, or a read failed: nothing is known, and it is tried again."""
 
 
 class ActivationRefused(TrainingAppError):  # noqa: N818 - it names what happened, like LeaseLost

@@ -7,7 +7,7 @@ import datetime as dt
 import structlog
 from django.conf import settings
 
-from ops_app import clock
+from ops_app import alerts, clock
 from training_app import activation, artifacts
 from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import ActiveModel, ModelArtifact
@@ -16,14 +16,20 @@ from training_app.storage import artifact_storage
 log = structlog.get_logger(__name__)
 
 LEAST_AGE = dt.timedelta(hours=1)
+MOST_UNREADABLE = 3
+UNREADABLE_ALERT = "artifacts:unreadable"
 
 
 def verify_active_files(*, market: str | None = None) -> list[str]:
-    """Check size and sha256 of every active artifact of the market; returns the directories found broken."""
+    """Check size and sha256 of every active artifact of the market; returns the directories found broken.
+
+    What cannot be read now is no evidence against a model: one alert until it can, and the next pass tries again.
+    """
     active = ActiveModel.objects.filter(
         artifact__scope__market=market or settings.EXCHANGE_MARKET, artifact__integrity_error=""
     ).select_related("artifact__scope")
-    broken = []
+    broken: list[str] = []
+    unreadable: list[str] = []
     for row in active:
         try:
             artifacts.verify_files(row.artifact)
@@ -32,7 +38,14 @@ def verify_active_files(*, market: str | None = None) -> list[str]:
                 broken.append(row.artifact.directory)
         except ArtifactUnreachable as error:
             log.warning("artifact_unreachable", artifact=row.artifact_id, error=str(error))
-            break  # the others are in the same place; the next pass looks again
+            unreadable.append(str(error))
+            if len(unreadable) >= MOST_UNREADABLE:
+                break  # the others are in the same place, and each may take its time-out
+    if unreadable:
+        text = f"Files of active models could not be checked: {unreadable[0]}. It is tried again every few minutes."
+        alerts.raise_alert(UNREADABLE_ALERT, f"{text} Models in use are not affected. Look at the disk or the storage.")
+    else:
+        alerts.resolve_alert(UNREADABLE_ALERT)
     return broken
 
 

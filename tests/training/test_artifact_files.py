@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime as dt
+import errno
 import json
 import os
 from pathlib import Path
@@ -16,13 +17,14 @@ from coverage_app.models import Symbol
 from marketdata.bucket import Bucket
 from marketdata.places import BucketAddress
 from ops_app.clock import SimulatedClock
+from ops_app.models import Alert
 from ops_app.queue import Message
 from tests.factories import ArtifactFactory, TrainingScopeFactory
 from tests.training.conftest import make_model, train_model
 from training_app import artifacts, doctor_checks, housekeeping
 from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import TrainingScope
-from training_app.storage import ArtifactStorage, BucketStorage, artifact_storage
+from training_app.storage import ArtifactStorage, BucketStorage, FolderStorage, artifact_storage
 
 pytestmark = pytest.mark.django_db
 
@@ -232,3 +234,35 @@ def test_scopes_whose_names_differ_in_unsafe_characters_only_have_folders_of_the
     slugs = {artifacts.scope_slug(TrainingScopeFactory(key=key)) for key in keys}
     assert len(slugs) == 2
     assert all("/" not in slug for slug in slugs)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_read_that_fails_for_the_moment_convicts_no_model_and_alerts_once_until_it_works(
+    code: int,
+    scope: TrainingScope,
+    symbols: list[Symbol],
+    sim: SimulatedClock,
+    sent: list[Message],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = train_model(scope, symbols)
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", refuse)
+        broken.setattr(FolderStorage, "contents", refuse)
+        with pytest.raises(ArtifactUnreachable, match="cannot be read now"):
+            artifacts.load(artifact)
+        assert housekeeping.verify_active_files() == []
+        assert housekeeping.verify_active_files() == []
+    artifact.refresh_from_db()
+    assert artifact.integrity_error == ""
+    alert = Alert.objects.get()
+    assert os.strerror(code) in alert.text
+    assert alert.resolved_at is None
+    assert housekeeping.verify_active_files() == []
+    assert Alert.objects.get().resolved_at is not None
+    (Path(artifacts.path_of(artifact)) / "model.txt").unlink()
+    assert housekeeping.verify_active_files() == [artifact.directory], "what is missing does convict"
