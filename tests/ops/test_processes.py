@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ops_app import process, supervisor
+from ops_app import clock, process, supervisor
 from tests.ops.processes import ROOT, alive, wait_until
 
 PARENT = """
@@ -70,6 +72,14 @@ def test_the_first_signal_asks_and_the_second_forces(request: pytest.FixtureRequ
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its name")
+def test_a_process_shows_itself_under_the_name_of_its_role() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ops_app.process import show_as; import time; "
+    with subprocess.Popen([sys.executable, "-c", code + "show_as('q-monitor'); time.sleep(60)"]) as child:
+        wait_until(lambda: psutil.Process(child.pid).name() == "q-monitor", what="its name")
+        child.kill()
+
+
 def test_the_supervisor_waits_longer_after_each_death() -> None:
     assert [supervisor.restart_delay(failures) for failures in (1, 2, 3, 6, 60)] == [1, 2, 4, 30, 30]
 
@@ -95,6 +105,23 @@ def test_the_supervisor_restarts_what_dies_says_why_and_leaves_no_orphan(
     pids = {int(line.split()[1]) for line in (tmp_path / "unlucky.log").read_text().splitlines() if "child" in line}
     assert len(pids) >= 2
     wait_until(lambda: not alive(pids), seconds=5, what="no orphans")
+
+
+def test_what_dies_after_it_had_worked_is_started_at_once_and_what_dies_again_at_once_waits(tmp_path: Path) -> None:
+    said: list[str] = []
+    watched = supervisor.Supervisor([shell("brief", "")], log_dir=tmp_path, say=said.append)
+    (child,) = watched.children
+    with clock.simulated(datetime(2026, 1, 1, tzinfo=UTC)) as sim:
+        for worked in (5, 0, 0):
+            watched.look()
+            assert child.process is not None
+            child.process.wait()
+            sim.advance(timedelta(seconds=worked))
+            watched.look()
+            sim.now = max(sim.now, sim.start + timedelta(seconds=child.next_start))
+    watched.stop()
+    waits = [text.partition(" again ")[2].partition(".")[0] for text in said]
+    assert waits == ["now", "in 2 s", "in 4 s"]
 
 
 def test_the_supervisor_kills_what_does_not_listen_when_it_is_forced(tmp_path: Path) -> None:
