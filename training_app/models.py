@@ -57,7 +57,7 @@ class TrainingRun(models.Model):
     RUNNING -> SUCCEEDED         publish with the current token, gates passed: promoted
     RUNNING -> REJECTED          publish with the current token, a gate refused
     RUNNING, QUEUED -> FAILED    attempts used up
-    QUEUED -> CANCELLED          by a person, or nothing left to train
+    QUEUED, RUNNING -> CANCELLED  by a person, or nothing left to train; whoever trains it is refused
     """
 
     scope = models.ForeignKey(TrainingScope, on_delete=models.PROTECT, related_name="runs")
