@@ -45,11 +45,12 @@ INGEST_SECONDS = 60.0
 """Real seconds that a closed candle may need into the store: sweepers, queue, fetch and write take real time."""
 
 
-def coverage_policy() -> CoveragePolicy:
-    """Return the rules that the settings ask for."""
+def coverage_policy(*, speed: float | None = None) -> CoveragePolicy:
+    """Return the rules that the settings ask for, on a market clock of ``speed`` (default: the present one)."""
+    speed = clock.speed() if speed is None else speed
     bar_ms = timeframe_ms(settings.TIMEFRAME)
     # On a fast clock our own work lasts bars (60 at 3600 x), which says nothing against the symbol.
-    own_bars = math.ceil(INGEST_SECONDS * 1000 * clock.speed() / bar_ms) if clock.speed() > 1 else 0
+    own_bars = math.ceil(INGEST_SECONDS * 1000 * speed / bar_ms) if speed > 1 else 0
     return CoveragePolicy(
         bar_ms=bar_ms,
         stale_after_bars=STALE_AFTER_BARS + own_bars,

@@ -162,4 +162,5 @@ def returns_per_period(
     these does not depend on how large the trades are, as long as all are alike.
     """
     n = max(1, -(-(end - start + 1) // period))
-    return np.bincount((exit_bar[taken] - start) // period, weights=net_return[taken], minlength=n)
+    earned = np.bincount((exit_bar[taken] - start) // period, weights=net_return[taken], minlength=n)
+    return earned.astype(np.float64, copy=False)

@@ -17,6 +17,18 @@ from trading_app.exceptions import TradingError
 from trading_app.models import Bot, RiskEvent
 
 
+def risk_settings() -> dict[str, float | int]:
+    """Return the limits of the settings, by the names of the bot's fields."""
+    return {
+        "max_leverage": settings.RISK_MAX_LEVERAGE,
+        "max_position": settings.RISK_MAX_POSITION,
+        "max_positions": settings.RISK_MAX_POSITIONS,
+        "daily_loss_limit": settings.RISK_DAILY_LOSS,
+        "max_drawdown": settings.RISK_MAX_DRAWDOWN,
+        "volatility_target": settings.RISK_VOLATILITY_TARGET,
+    }
+
+
 def ensure_bot(*, name: str | None = None) -> Bot:
     """Return the bot of the settings; the first call makes its row with the limits of the settings.
 
@@ -30,12 +42,7 @@ def ensure_bot(*, name: str | None = None) -> Bot:
             "market": market,
             "account": f"{market}:{name}",
             "mode": BotMode(settings.EXCHANGE),
-            "max_leverage": settings.RISK_MAX_LEVERAGE,
-            "max_position": settings.RISK_MAX_POSITION,
-            "max_positions": settings.RISK_MAX_POSITIONS,
-            "daily_loss_limit": settings.RISK_DAILY_LOSS,
-            "max_drawdown": settings.RISK_MAX_DRAWDOWN,
-            "volatility_target": settings.RISK_VOLATILITY_TARGET,
+            **risk_settings(),
             "created_at": clock.market_now(),
         },
     )
