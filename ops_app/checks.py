@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -18,6 +19,15 @@ TAG = "ops"
 #: Exact in the float32 that django-q2 counts down; 0.3 never reaches 0 and switches time-outs off.
 GUARD_CYCLES = (0.25, 0.5, 1, 1.0)
 LOOPBACK = ("127.", "localhost", "[::1]", "unix:")
+OTHER_BROKERS = {"broker_class", "django_redis", "disque_nodes", "iron_mq", "mongo", "sqs"}
+REDIS_PATIENCE = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval")
+#: Options of a PostgreSQL connection, and what happens without each.
+POSTGRESQL_PATIENCE = {
+    "lock_timeout": "a process waits for a lock for ever",
+    "idle_in_transaction_session_timeout": "a process frozen in a transaction blocks the others for ever",
+    "connect_timeout": "a process that is cut off waits for minutes for a connection",
+    "tcp_user_timeout": "a process that is cut off waits for 15 minutes for an answer",
+}
 
 
 def clusters(q_cluster: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,12 +79,45 @@ def check_cluster(name: str, cluster: Mapping[str, Any]) -> Iterator[CheckMessag
             hint='Set "save_limit": 0; the job ops.prune deletes old rows.',
             id="ops.E005",
         )
+    if cluster.get("sync", False):
+        yield Error(
+            f"Q_CLUSTER {name}: sync is on: web pages would run the tasks themselves, also trainings.",
+            hint='Remove "sync"; tests capture messages with ops_app.queue.capture.',
+            id="ops.E012",
+        )
+
+
+def check_broker(q_cluster: Mapping[str, Any]) -> Iterator[CheckMessage]:
+    """Yield what is wrong with the broker: our database, so that a message commits with its row, or a patient Redis."""
+    others = sorted(OTHER_BROKERS & q_cluster.keys())
+    if others or ("redis" in q_cluster) == ("orm" in q_cluster) or q_cluster.get("orm", "default") != "default":
+        yield Error(
+            f"Q_CLUSTER: the broker is {', '.join(others) or 'unclear'}: only the database, so that messages commit "
+            "with their rows, or Redis was tested.",
+            hint="Set REDIS_URL for Redis, or leave it empty for the database; do not edit Q_CLUSTER.",
+            id="ops.E013",
+        )
+    elif "redis" in q_cluster:
+        missing = [name for name in REDIS_PATIENCE if name not in _redis_options(q_cluster["redis"])]
+        if missing:
+            yield Error(
+                f"Q_CLUSTER: Redis without {', '.join(missing)}: a worker that is cut off waits for messages for ever.",
+                hint="Restore redis_address of tradingsite/settings.py.",
+                id="ops.E014",
+            )
+
+
+def _redis_options(redis: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(redis, str) and redis.startswith("unix:"):  # nothing can cut off a socket of this machine
+        return dict.fromkeys(REDIS_PATIENCE)
+    return dict(parse_qsl(urlsplit(redis).query)) if isinstance(redis, str) else redis
 
 
 @register(TAG)
 def check_queues(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:  # noqa: ARG001 - Django's signature
     """Check every cluster, and that both queues have one."""
     messages = [message for name, cluster in clusters(settings.Q_CLUSTER) for message in check_cluster(name, cluster)]
+    messages += check_broker(settings.Q_CLUSTER)
     named = dict(clusters(settings.Q_CLUSTER))
     messages += [
         Error(
@@ -95,7 +138,7 @@ def check_queues(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             )
         )
     training = named.get(settings.TRAINING_QUEUE, {})
-    if training.get("timeout", 0) <= settings.TRAIN_TIMEOUT_MINUTES * 60:
+    if (training.get("timeout") or 0) <= settings.TRAIN_TIMEOUT_MINUTES * 60:
         messages.append(
             Error(
                 f"Q_CLUSTER {settings.TRAINING_QUEUE}: timeout={training.get('timeout')} s is not above "
@@ -127,14 +170,8 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                     id="ops.E009",
                 )
             )
-    elif options.get("pool"):
-        messages.append(
-            Error(
-                "PostgreSQL's connection pool breaks django-q2 (11 of 100 tasks ran).",
-                hint='Remove "pool" from the OPTIONS of the database.',
-                id="ops.E010",
-            )
-        )
+    else:
+        messages += _check_postgresql(options)
     if config.get("ATOMIC_REQUESTS"):
         messages.append(
             Error(
@@ -144,6 +181,22 @@ def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             )
         )
     return messages
+
+
+def _check_postgresql(options: Mapping[str, Any]) -> Iterator[CheckMessage]:
+    if options.get("pool"):
+        yield Error(
+            "PostgreSQL's connection pool breaks django-q2 (11 of 100 tasks ran).",
+            hint='Remove "pool" from the OPTIONS of the database.',
+            id="ops.E010",
+        )
+    missing = [name for name in POSTGRESQL_PATIENCE if name not in options and name not in options.get("options", "")]
+    if missing:
+        yield Error(
+            "PostgreSQL: " + "; ".join(f"without {name} {POSTGRESQL_PATIENCE[name]}" for name in missing) + ".",
+            hint="Restore the OPTIONS of tradingsite/settings.py.",
+            id="ops.E015",
+        )
 
 
 @register(TAG)

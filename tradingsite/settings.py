@@ -7,6 +7,7 @@ import secrets
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -139,7 +140,15 @@ def database() -> dict[str, Any]:
                 f"DATABASE_URL names {config['ENGINE']}: only PostgreSQL is supported; leave it empty for SQLite."
             )
         # A process frozen inside a transaction is cut off, so that it cannot block the others for ever (locks.md).
-        config["OPTIONS"] = {"options": "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s"}
+        # A process that is cut off from the database notices within 30 s, and not when TCP gives up after 15 minutes.
+        config["OPTIONS"] = {
+            "options": "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s",
+            "connect_timeout": 10,
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,  # milliseconds
+        }
         config["CONN_HEALTH_CHECKS"] = True
         config["CONN_MAX_AGE"] = 60
         return dict(config)
@@ -150,7 +159,24 @@ DATABASES = {"default": database()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- queue: a doorbell; our rows decide. The hardened runner `manage.py qworker` reads the same settings. -----------
-_BROKER: dict[str, Any] = {"redis": OPTIONS["REDIS_URL"]} if OPTIONS["REDIS_URL"] else {"orm": "default"}
+#: A worker that is cut off from Redis notices, instead of waiting for a message for ever. The URL may say otherwise.
+REDIS_PATIENCE = {
+    "socket_timeout": "10",
+    "socket_connect_timeout": "5",
+    "socket_keepalive": "True",
+    "health_check_interval": "30",
+}
+
+
+def redis_address(url: str) -> str:
+    """Return the URL with time-outs for what it leaves open; a socket of this machine needs none."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return url
+    return parts._replace(query=urlencode(REDIS_PATIENCE | dict(parse_qsl(parts.query)))).geturl()
+
+
+_BROKER: dict[str, Any] = {"redis": redis_address(OPTIONS["REDIS_URL"])} if OPTIONS["REDIS_URL"] else {"orm": "default"}
 LIGHT_QUEUE, TRAINING_QUEUE = "light", "training"
 Q_CLUSTER = {
     **_BROKER,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ops_app import checks
+from tradingsite.settings import redis_address
 
 RULE = "retry > timeout * (2 + ceil((queue_limit + bulk - 1) / workers))"
 
@@ -55,6 +56,7 @@ def test_a_cluster_without_a_time_out_can_have_no_retry_that_is_long_enough(sett
         ({"ack_failures": False}, {"ops.E004"}),
         ({"save_limit": 250}, {"ops.E005"}),
         ({"scheduler": False}, {"ops.E007"}),
+        ({"sync": True}, {"ops.E012"}),
     ],
 )
 def test_a_setting_that_would_bring_an_old_bug_back_is_refused(
@@ -103,10 +105,62 @@ def test_sqlite_without_wal_immediate_or_patience_is_refused(
     assert ids(checks.check_database(None)) == {"ops.E009"}
 
 
-def test_postgresql_with_a_pool_and_atomic_requests_are_refused(monkeypatch: pytest.MonkeyPatch, settings) -> None:
-    config = {"ENGINE": "django.db.backends.postgresql", "OPTIONS": {"pool": True}, "ATOMIC_REQUESTS": True}
+PATIENT = {
+    "options": "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s",
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def postgresql(monkeypatch: pytest.MonkeyPatch, settings: Any, options: dict[str, Any], **changes: Any) -> set[str]:
+    config = {"ENGINE": "django.db.backends.postgresql", "OPTIONS": options, **changes}
     monkeypatch.setitem(settings.DATABASES, "default", config)
-    assert ids(checks.check_database(None)) == {"ops.E010", "ops.E011"}
+    return ids(checks.check_database(None))
+
+
+def test_postgresql_with_a_pool_and_atomic_requests_are_refused(monkeypatch: pytest.MonkeyPatch, settings) -> None:
+    assert postgresql(monkeypatch, settings, PATIENT) == set()
+    changed = postgresql(monkeypatch, settings, {**PATIENT, "pool": True}, ATOMIC_REQUESTS=True)
+    assert changed == {"ops.E010", "ops.E011"}
+
+
+@pytest.mark.parametrize("name", checks.POSTGRESQL_PATIENCE)
+def test_postgresql_that_would_be_waited_for_for_ever_is_refused(
+    monkeypatch: pytest.MonkeyPatch, settings, name: str
+) -> None:
+    options = {key: value for key, value in PATIENT.items() if key != name}
+    options["options"] = str(options["options"]).replace(name, "work_mem")
+    assert postgresql(monkeypatch, settings, options) == {"ops.E015"}
+    (message,) = checks.check_database(None)
+    assert f"without {name}" in message.msg
+
+
+@pytest.mark.parametrize(
+    "broker,expected",
+    [
+        ({"orm": "default"}, set()),
+        ({"orm": "other"}, {"ops.E013"}),
+        ({}, {"ops.E013"}),
+        ({"orm": "default", "redis": redis_address("redis://a/0")}, {"ops.E013"}),
+        ({"orm": "default", "sqs": {}}, {"ops.E013"}),
+        ({"redis": redis_address("redis://a:6379/0")}, set()),
+        ({"redis": redis_address("redis://a:6379/0?socket_timeout=3")}, set()),
+        ({"redis": redis_address("unix:///run/redis.sock?db=0")}, set()),
+        ({"redis": "redis://a:6379/0"}, {"ops.E014"}),
+        ({"redis": {"host": "a", "socket_timeout": 10}}, {"ops.E014"}),
+    ],
+)
+def test_only_a_broker_that_was_tested_and_that_is_not_waited_for_for_ever_is_allowed(
+    settings, broker: dict[str, Any], expected: set[str]
+) -> None:
+    rest = {key: value for key, value in settings.Q_CLUSTER.items() if key not in ("orm", "redis")}
+    settings.Q_CLUSTER = {**rest, **broker}
+    assert ids(checks.check_queues(None)) == expected
+
+
+def test_the_patience_with_redis_may_be_set_in_its_url() -> None:
+    assert "socket_timeout=3&" in redis_address("redis://a:6379/0?socket_timeout=3")
+    assert redis_address("redis://u:p@a:6379/0").startswith("redis://u:p@a:6379/0?socket_timeout=10&")
 
 
 @pytest.mark.parametrize("bind,expected", [("0.0.0.0:8000", {"ops.W001"}), ("127.0.0.1:8000", set())])
