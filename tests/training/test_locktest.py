@@ -151,6 +151,11 @@ def test_the_judge_convicts_two_open_runs_of_a_scope_and_executions_that_overlap
     assert broken(history=changes, told=[]) == {Broken.TWO_OPEN_RUNS, Broken.OVERLAP}
 
 
+def test_a_request_that_was_taken_back_in_its_own_transaction_is_no_open_run() -> None:
+    taken_back = Change(0, "run", 7, 1, before=QUEUED, after="taken back")
+    assert broken(history=(*history(asked(7), taken_back), *GOOD.history)) == set()
+
+
 def test_the_judge_convicts_tokens_that_fall_or_come_twice() -> None:
     fell = history(
         asked(1), claimed(1, 11), asked(9, 5), claimed(9, 92, scope_id=5), claimed(9, 91, old=92, scope_id=5)

@@ -36,6 +36,11 @@ TRIGGERS = (
          "epoch(OLD.lease_expires_at)", "OLD.owner", "SUBSTR(NEW.error, 1, 40)"),
     ),
     (
+        "run_gone", "DELETE", "training_app_trainingrun",
+        ("'run'", "OLD.id", "OLD.scope_id", "NULL", "OLD.state", "'taken back'", "OLD.fencing_token", "NULL", "NULL",
+         "OLD.owner", "''"),
+    ),
+    (
         "scope", "UPDATE", "training_app_trainingscope",
         ("'scope'", "NULL", "NEW.id", "NULL", "''", "''", "OLD.active_token", "NEW.active_token", "NULL", "''", "''"),
     ),
