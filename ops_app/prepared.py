@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any, NamedTuple
 
 from django.db import connection
 from django.db.models import Expression, QuerySet, Value
+from django.db.models.sql.compiler import SQLCompiler
 
 Time = datetime | Expression
 MARKERS = datetime(1901, 2, 3, 4, 5, 6, 700_001, tzinfo=UTC), datetime(1911, 12, 13, 14, 15, 16, 170_001, tzinfo=UTC)
@@ -25,6 +27,14 @@ MARKERS = datetime(1901, 2, 3, 4, 5, 6, 700_001, tzinfo=UTC), datetime(1911, 12,
 
 class PreparationError(RuntimeError):
     """A query cannot be compiled once for all times: its text or other parameters depend on them."""
+
+
+class Answer(Enum):
+    """What is asked of a query."""
+
+    EXISTS = "exists"
+    ROWS = "rows"
+    OBJECTS = "objects"
 
 
 class _Compiled(NamedTuple):
@@ -38,7 +48,7 @@ class _Compiled(NamedTuple):
 class _Shape:
     """A query before it knows its times: what it asks for, and which of its times the database tells itself."""
 
-    exists: bool
+    answer: Answer
     vendor: str
     key: tuple[Hashable, ...]
     names: tuple[str, ...]
@@ -56,19 +66,23 @@ class Prepared:
 
     def exists(self, *key: Hashable, **times: Time) -> bool:
         """Return whether the query has a row (1 query)."""
-        return bool(self._run(key, times, exists=True))
+        return bool(self._run(Answer.EXISTS, key, times))
 
     def rows(self, *key: Hashable, **times: Time) -> list[tuple[Any, ...]]:
         """Return the rows of the query, which names its columns with `values_list` (1 query)."""
-        return self._run(key, times, exists=False)
+        return self._run(Answer.ROWS, key, times)
 
-    def _run(self, key: tuple[Hashable, ...], times: dict[str, Time], *, exists: bool) -> list[tuple[Any, ...]]:
+    def objects(self, *key: Hashable, **times: Time) -> list[Any]:
+        """Return the rows of the query as objects of its model (1 query); it must ask for nothing but its columns."""
+        return self._run(Answer.OBJECTS, key, times)
+
+    def _run(self, answer: Answer, key: tuple[Hashable, ...], times: dict[str, Time]) -> list[Any]:
         values = {}
         for name, time in times.items():
             value = time.value if isinstance(time, Value) else time  # a simulated clock's Value is a time like others
             if isinstance(value, datetime):
                 values[name] = value
-        shape = _Shape(exists, connection.vendor, key, tuple(values))
+        shape = _Shape(answer, connection.vendor, key, tuple(values))
         compiled = self._compiled.get(shape)
         if compiled is None:
             compiled = self._compiled[shape] = self._compile(shape, times)
@@ -99,7 +113,7 @@ class Prepared:
         queryset = self._build(*shape.key, **{**times, **stand_ins})
         if queryset.db != connection.alias:
             raise PreparationError(f"this query goes to the database {queryset.db!r}, not to {connection.alias!r}")
-        query = queryset.query.exists() if shape.exists else queryset.query
+        query = queryset.query.exists() if shape.answer is Answer.EXISTS else queryset.query
         compiler = query.get_compiler(connection=connection)
         sql, parameters = compiler.as_sql()
         named = {connection.ops.adapt_datetimefield_value(value): name for name, value in markers.items()}
@@ -108,13 +122,24 @@ class Prepared:
             for index, parameter in enumerate(parameters)
             if isinstance(parameter, str | datetime) and parameter in named
         )
-        converters = compiler.get_converters([column for column, *_ in compiler.select])
+        return _Compiled(sql, tuple(parameters), places, _converter(shape, queryset, compiler))
 
-        def convert(rows: list[Any]) -> list[tuple[Any, ...]]:
-            converted: Iterator[Any] = compiler.apply_converters(rows, converters) if converters else iter(rows)
-            return [tuple(row) for row in converted]
 
-        return _Compiled(sql, tuple(parameters), places, convert)
+def _converter(shape: _Shape, queryset: QuerySet[Any, Any], compiler: SQLCompiler) -> Callable[[list[Any]], list[Any]]:
+    """Return what makes Python's values, or objects, of the database's rows."""
+    converters = compiler.get_converters([column for column, *_ in compiler.select])
+
+    def rows(fetched: list[Any]) -> list[Any]:
+        converted: Iterator[Any] = compiler.apply_converters(fetched, converters) if converters else iter(fetched)
+        return [tuple(row) for row in converted]
+
+    if shape.answer is not Answer.OBJECTS:
+        return rows
+    model, names = queryset.model, [field.attname for field in queryset.model._meta.concrete_fields]
+    selected = [getattr(column, "target", None) for column, *_ in compiler.select]
+    if queryset._fields is not None or selected != list(model._meta.concrete_fields):
+        raise PreparationError(f"this query asks for something else than the columns of {model.__name__}")
+    return lambda fetched: [model.from_db(connection.alias, names, row) for row in rows(fetched)]
 
 
 def _like(time: Time, value: datetime) -> Time:

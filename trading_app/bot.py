@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, connection
-from django.db.models import Max, Min, Subquery
+from django.db.models import Subquery
 
 from coverage_app import market
 from exchanges.errors import ExchangeError
@@ -32,7 +32,7 @@ from trading_app.equity import close_all, watch_equity
 from trading_app.loader import ModelLoader
 from trading_app.models import Bot, Order, Position
 from trading_app.orders import OrderDesk
-from trading_app.protection import close_position, protect
+from trading_app.protection import close_position, open_positions, protect
 from trading_app.reconcile import Reconciled, Reconciler
 from trading_app.report import TickReport
 from trading_app.venue import Account, open_venue
@@ -57,6 +57,9 @@ _row = Prepared(
         *(column.attname for column in Bot._meta.concrete_fields),
     )
 )
+
+_lookups = Prepared(lambda bot: Order.objects.open().filter(bot=bot).values_list("next_lookup_at"))
+_closing = Prepared(lambda bot: Position.objects.open().filter(bot=bot, orders__purpose=OrderPurpose.EXIT))
 
 
 @dataclass(slots=True)
@@ -301,11 +304,10 @@ class BotRunner:
 
     def _note_open(self, session: _Session) -> None:
         """Remember what is open, so that an idle pass need not ask."""
-        orders = Order.objects.open().filter(bot=self.bot).aggregate(newest=Max("id"), lookup_at=Min("next_lookup_at"))
-        exits = Order.objects.filter(bot=self.bot, purpose=OrderPurpose.EXIT, position__closed_at__isnull=True)
-        session.closing = exits.exists()
-        session.busy = orders["newest"] is not None or Position.objects.open().filter(bot=self.bot).exists()
-        session.lookup_at = orders["lookup_at"]
+        lookups = _lookups.rows(self.bot.pk)
+        session.closing = _closing.exists(self.bot.pk)
+        session.busy = bool(lookups) or open_positions.exists(self.bot.pk)
+        session.lookup_at = min((at for (at,) in lookups if at is not None), default=None)
 
     def _close_now(self, session: _Session, report: TickReport) -> None:
         """`close_only` closes what is open now, not at the next bar."""

@@ -15,6 +15,7 @@ from django.db.models import Q
 
 from ops_app import alerts, clock
 from ops_app.choices import Severity
+from ops_app.prepared import Prepared
 from quant.policy import back_off_ms
 from quant.reasons import reason
 from trading_app.choices import (
@@ -34,6 +35,19 @@ EXIT_BASE_MS, EXIT_CAP_MS = 5_000, 300_000
 PATIENT_AFTER, PATIENT_CAP_MS = 20, 3_600_000
 """More than an hour of refusals is a suspension, not a hiccup: it may last weeks, and every try leaves a row."""
 EXIT_ALERT_AFTER = 3
+open_positions = Prepared(lambda bot: Position.objects.open().filter(bot=bot).order_by("id"))
+_protecting = Prepared(
+    lambda bot: (
+        Order.objects.filter(
+            Q(position__in=Position.objects.open().filter(bot=bot).order_by())
+            | Q(purpose=OrderPurpose.STOP, state__in=OPEN_ORDER_STATES),
+            bot=bot,
+        )
+        .exclude(purpose=OrderPurpose.ENTRY)
+        .order_by("id")
+    )
+)
+"""The stops and exits of open positions, and stops that outlived theirs."""
 FAILED = (OrderState.REJECTED, OrderState.NOT_PLACED)
 
 
@@ -55,10 +69,9 @@ def protect(desk: OrderDesk) -> Protected:
     """Bring stops and exits in line with the positions: two queries when nothing is to be done."""
     done = Protected()
     bot = desk.account.bot
-    positions = list(Position.objects.open().filter(bot=bot).order_by("id"))
-    wanted = Q(position__in=positions) | Q(purpose=OrderPurpose.STOP, state__in=OPEN_ORDER_STATES)
+    positions: list[Position] = open_positions.objects(bot.pk)
     orders_of: dict[int | None, list[Order]] = defaultdict(list)
-    for order in Order.objects.filter(wanted, bot=bot).exclude(purpose=OrderPurpose.ENTRY).order_by("id"):
+    for order in _protecting.objects(bot.pk):
         orders_of[order.position_id].append(order)
     for position in positions:
         _protect_one(desk, position, orders_of.pop(position.pk, []), done)

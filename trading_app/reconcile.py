@@ -15,19 +15,35 @@ from django.db.models import Q
 from exchanges.port import VenueOrder, VenuePosition
 from ops_app import alerts, clock, leases
 from ops_app.choices import Severity
+from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from trading_app.choices import FillKind, OrderState, RiskKind
 from trading_app.models import Bot, Fill, Order, Position
 from trading_app.orders import OrderDesk, account_prefix, fill_overlap, move
 from trading_app.positions import AppliedFills, apply_fills, fold_position
-from trading_app.protection import adopt_stop_price, protect
+from trading_app.protection import adopt_stop_price, open_positions, protect
 from trading_app.services import record_risk
 
 MAX_DRIFT_LOOKS = 3
 """Passes in a row with the same difference before the exchange's position wins."""
 FOREIGN_STOP_DISTANCE = Decimal("0.05")
 TWO_BOTS = "TWO_BOTS"
+
+# Read by every reconciliation.
+_interrupted = Prepared(
+    lambda bot: Order.objects.filter(bot=bot, state__in=(OrderState.INTENT, OrderState.SENDING)).order_by("id")
+)
+_due_for_lookup = Prepared(
+    lambda bot, *, now: (
+        Order.objects.filter(bot=bot, state=OrderState.UNKNOWN)
+        .filter(Q(next_lookup_at__isnull=True) | Q(next_lookup_at__lte=now))
+        .order_by("id")
+    )
+)
+_open_here = Prepared(
+    lambda bot: Order.objects.filter(bot=bot, state__in=(OrderState.ACKED, OrderState.PARTIALLY_FILLED))
+)
 
 
 @dataclass(slots=True)
@@ -68,8 +84,7 @@ class Reconciler:
         A pass never runs while this process sends, so such a row is a dead process's, or an exception's.
         """
         found = 0
-        rows = Order.objects.filter(bot=self.bot, state__in=(OrderState.INTENT, OrderState.SENDING)).order_by("id")
-        for order in rows:
+        for order in _interrupted.objects(self.bot.pk):
             found += 1
             if order.state == OrderState.INTENT:
                 # The signal is computed anew at the next bar; a stale intent is never replayed.
@@ -126,8 +141,7 @@ class Reconciler:
 
     def look_up_due(self, done: Reconciled | None = None) -> int:
         """Look up the orders of unknown outcome whose time has come; returns how many are known now."""
-        due = Q(next_lookup_at__isnull=True) | Q(next_lookup_at__lte=clock.market_now())
-        rows = list(Order.objects.filter(bot=self.bot, state=OrderState.UNKNOWN).filter(due).order_by("id"))
+        rows = _due_for_lookup.objects(self.bot.pk, now=clock.market_now())
         resolved = sum(self.desk.look_up(order) for order in rows)
         if resolved:  # an order that was found may have been filled long ago
             self.sync_fills()
@@ -139,13 +153,10 @@ class Reconciler:
 
     def _open_orders(self, done: Reconciled) -> None:
         seen = {order.client_order_id: order for order in self.desk.account.venue.open_orders()}
-        ours = {
-            order.client_order_id or "": order
-            for order in Order.objects.filter(
-                Q(state__in=(OrderState.ACKED, OrderState.PARTIALLY_FILLED)) | Q(client_order_id__in=list(seen)),
-                bot=self.bot,
-            )
-        }
+        ours = {order.client_order_id or "": order for order in _open_here.objects(self.bot.pk)}
+        if only_there := seen.keys() - ours.keys():
+            ended = Order.objects.filter(bot=self.bot, client_order_id__in=list(only_there))
+            ours |= {order.client_order_id or "": order for order in ended}
         for client_id, order in ours.items():
             picture = seen.get(client_id)
             if picture is None:  # it is open here and not there: ask for the order itself
@@ -181,8 +192,7 @@ class Reconciler:
     def _positions(self, done: Reconciled) -> None:
         there = {position.symbol: position for position in self.desk.account.venue.positions()}
         here = {
-            self.desk.account.code_of(position.symbol_id): position
-            for position in Position.objects.open().filter(bot=self.bot)
+            self.desk.account.code_of(position.symbol_id): position for position in open_positions.objects(self.bot.pk)
         }
         for symbol in sorted(there.keys() | here.keys()):
             seen, position = there.get(symbol), here.get(symbol)

@@ -13,10 +13,13 @@ from exchanges.factory import venue as make_venue
 from exchanges.port import Instrument, MarketData, Venue
 from ops_app import clock
 from ops_app.leases import LeaseToken
+from ops_app.prepared import Prepared
 from trading_app.models import Bot
 
 RECEIVE_WINDOW = dt.timedelta(seconds=5)
 """Real time. The venue refuses an older request: what a frozen process sends after waking is not accepted (B4)."""
+
+_symbols = Prepared(lambda market: Symbol.objects.of_market(market).values_list("code", "id"))
 
 
 @dataclass(slots=True)
@@ -39,8 +42,7 @@ class Account:
 
     def refresh_symbols(self) -> None:
         """Read the symbols of the market again (1 query): new listings get rows while the bot runs."""
-        rows = Symbol.objects.of_market(self.bot.market).values_list("code", "id")
-        self.symbol_ids = dict(rows)
+        self.symbol_ids = dict(_symbols.rows(self.bot.market))
         self.codes = {symbol_id: code for code, symbol_id in self.symbol_ids.items()}
 
 
