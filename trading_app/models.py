@@ -130,7 +130,8 @@ class Decision(models.Model):
 class Position(models.Model):
     """A position: the fold of its fills (I17); one open per bot and symbol."""
 
-    bot = models.ForeignKey(Bot, on_delete=models.PROTECT, related_name="positions")
+    # No index of its own: SQLite would rather walk through all positions of a bot than use the one of the open ones.
+    bot = models.ForeignKey(Bot, on_delete=models.PROTECT, related_name="positions", db_index=False)
     symbol = models.ForeignKey(Symbol, on_delete=models.PROTECT, related_name="positions")
     side = models.SmallIntegerField()
     quantity = models.DecimalField(max_digits=30, decimal_places=12, default=0, help_text="Signed; 0 when closed.")
@@ -169,7 +170,8 @@ class Order(models.Model):
     UNKNOWN -> any of them by evidence, or NOT_PLACED when the exchange proves that it never had it.
     """
 
-    bot = models.ForeignKey(Bot, on_delete=models.PROTECT, related_name="orders")
+    # No index of its own: SQLite would rather walk through all orders of a bot than use the one of their states.
+    bot = models.ForeignKey(Bot, on_delete=models.PROTECT, related_name="orders", db_index=False)
     symbol = models.ForeignKey(Symbol, on_delete=models.PROTECT, related_name="orders")
     position = models.ForeignKey(Position, null=True, blank=True, on_delete=models.PROTECT, related_name="orders")
     decision = models.ForeignKey(Decision, null=True, blank=True, on_delete=models.PROTECT, related_name="orders")

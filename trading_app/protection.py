@@ -11,8 +11,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from decimal import Decimal
 
-from django.db.models import Q
-
 from ops_app import alerts, clock
 from ops_app.choices import Severity
 from ops_app.prepared import Prepared
@@ -36,18 +34,16 @@ PATIENT_AFTER, PATIENT_CAP_MS = 20, 3_600_000
 """More than an hour of refusals is a suspension, not a hiccup: it may last weeks, and every try leaves a row."""
 EXIT_ALERT_AFTER = 3
 open_positions = Prepared(lambda bot: Position.objects.open().filter(bot=bot).order_by("id"))
-_protecting = Prepared(
+_of_open_positions = Prepared(
     lambda bot: (
-        Order.objects.filter(
-            Q(position__in=Position.objects.open().filter(bot=bot).order_by())
-            | Q(purpose=OrderPurpose.STOP, state__in=OPEN_ORDER_STATES),
-            bot=bot,
-        )
+        Order.objects.filter(position__in=Position.objects.open().filter(bot=bot).order_by())
         .exclude(purpose=OrderPurpose.ENTRY)
         .order_by("id")
     )
 )
-"""The stops and exits of open positions, and stops that outlived theirs."""
+_open_stops = Prepared(
+    lambda bot: Order.objects.filter(bot=bot, state__in=OPEN_ORDER_STATES, purpose=OrderPurpose.STOP).order_by("id")
+)
 FAILED = (OrderState.REJECTED, OrderState.NOT_PLACED)
 
 
@@ -66,13 +62,18 @@ class Protected:
 
 
 def protect(desk: OrderDesk) -> Protected:
-    """Bring stops and exits in line with the positions: two queries when nothing is to be done."""
+    """Bring stops and exits in line with the positions: three queries when nothing is to be done."""
     done = Protected()
     bot = desk.account.bot
     positions: list[Position] = open_positions.objects(bot.pk)
     orders_of: dict[int | None, list[Order]] = defaultdict(list)
-    for order in _protecting.objects(bot.pk):
+    known = set()
+    for order in _of_open_positions.objects(bot.pk):
         orders_of[order.position_id].append(order)
+        known.add(order.pk)
+    for stop in _open_stops.objects(bot.pk):
+        if stop.pk not in known:
+            orders_of[stop.position_id].append(stop)
     for position in positions:
         _protect_one(desk, position, orders_of.pop(position.pk, []), done)
     for orphans in orders_of.values():  # their positions are closed: nothing may be opened by what is left of a stop
