@@ -17,6 +17,7 @@ from django.conf import settings
 from django.db.models import QuerySet
 
 from ops_app import clock, journal, leases, plugins
+from ops_app.models import Alert, Event
 
 LEASE = "retention"
 """Held by whoever prunes, and by a backup, which copies files that rows of its snapshot name."""
@@ -87,3 +88,22 @@ def delete_in_batches(rows: QuerySet, *, limit: int) -> int:
         rows.model._default_manager.filter(pk__in=ids).delete()
         deleted += len(ids)
     return deleted
+
+
+EVENTS_THAT_GO_WITH_THEIR_ROW = ("run:", "artifact:", "slot:")
+
+
+def prune_events(before: dt.datetime, limit: int) -> Mapping[str, int]:
+    """Delete events from before `before`: not those by a person, and not those that tell the life of a model."""
+    old = Event.objects.filter(created_at__lt=before, user__isnull=True)
+    for prefix in EVENTS_THAT_GO_WITH_THEIR_ROW:
+        old = old.exclude(subject__startswith=prefix)
+    since = clock.real_now() - dt.timedelta(days=settings.RETENTION_DAYS)
+    closed = Alert.objects.filter(resolved_at__lt=since)
+    return {
+        "events": delete_in_batches(old.order_by("created_at", "pk"), limit=limit),
+        "alerts": delete_in_batches(closed.order_by("pk"), limit=limit),
+    }
+
+
+register("events", prune_events, app="ops_app")

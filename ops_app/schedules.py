@@ -37,3 +37,12 @@ jobs.register(
         help="Delete rows of the queue and of jobs that nobody will look at again.",
     )
 )
+jobs.register(
+    jobs.Job(
+        name="ops.retention",
+        function="ops_app.retention.prune",
+        period=timedelta(hours=1),
+        queue=settings.LIGHT_QUEUE,
+        help="Delete decisions, events, runs and models that are older than RETENTION_DAYS and explain nothing since.",
+    )
+)

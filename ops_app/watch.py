@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from django.db.models import Max
+
 from ops_app import alerts, clock, heartbeats
 from ops_app.choices import Severity
 from ops_app.models import Alert, JobRun
@@ -37,10 +39,11 @@ def watch_heartbeats() -> str:
 
 
 def prune() -> str:
-    """Delete old job runs and reports of the queue. The journal, alerts and all that explains a decision stay (I21)."""
+    """Delete old job runs (not the last of a job) and reports of the queue: they explain no decision (I21)."""
     from django_q.models import Task
 
     now = clock.real_now()
-    runs, _ = JobRun.objects.filter(started_at__lt=now - KEEP_JOB_RUNS).delete()
+    last = JobRun.objects.values("job").annotate(last=Max("pk")).values("last")
+    runs, _ = JobRun.objects.filter(started_at__lt=now - KEEP_JOB_RUNS).exclude(pk__in=last).delete()
     tasks, _ = Task.objects.filter(stopped__lt=now - KEEP_FAILURES).delete()
     return f"{runs} job runs, {tasks} queue reports deleted" if runs or tasks else ""
