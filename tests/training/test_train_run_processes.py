@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ class World:
             "DATABASE_URL": database_url,
             "TRAIN_LEASE_SECONDS": str(LEASE_SECONDS),
             "TRAIN_THREADS": "1",
+            "TRAIN_TREES": "100",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "DJANGO_SETTINGS_MODULE": "tradingsite.settings",
@@ -120,7 +122,16 @@ class World:
 
     def run_row(self) -> tuple[str, str, str]:
         """Return state, stage and owner, read without Django: starting it would take longer than a fold."""
-        query = "SELECT state, stage, owner FROM training_app_trainingrun"
+        return self._read("state, stage, owner")
+
+    def lease_is_over(self) -> bool:
+        (expires,) = self._read("lease_expires_at")
+        if isinstance(expires, str):  # SQLite's, which is UTC
+            expires = dt.datetime.fromisoformat(expires).replace(tzinfo=dt.UTC)
+        return bool(expires <= dt.datetime.now(dt.UTC))
+
+    def _read(self, columns: str) -> tuple[Any, ...]:
+        query = f"SELECT {columns} FROM training_app_trainingrun"
         if not self.database_url:
             import sqlite3
 
@@ -178,6 +189,7 @@ def test_two_processes_claim_one_run_and_a_kill_in_the_middle_ends_in_one_accept
     assert loser.returncode == 0
     assert "nothing to claim" in output
 
+    wait_until(world.lease_is_over, "the end of the lease: until then no sweeper need be started to find nothing")
     counts: dict[str, int] = {}
 
     def reaped() -> bool:
