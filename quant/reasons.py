@@ -51,11 +51,13 @@ def _pair(key: str, value: object) -> str:
 
 
 def _text(value: object) -> str:
-    kind = type(value)  # by far the most are plain numbers: an abstract type costs ten times as much to ask
+    kind = type(value)  # nearly all are plain: to ask for an abstract type costs ten times as much
     if kind is float:
         return f"{value:.4g}"
     if kind is int:
         return str(value)
+    if isinstance(value, str) and kind is str:
+        return _one_line(value)
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -70,8 +72,12 @@ def _text(value: object) -> str:
         return str(int(value))
     if isinstance(value, Real):
         return f"{float(value):.4g}"
-    # The separators mean something, so free text (an exchange's error, say) must not contain them.
-    return " ".join(str(value).split()).replace("=", ":").replace(",", ";")
+    return _one_line(str(value))
+
+
+def _one_line(text: str) -> str:
+    """Without the separators, which mean something: free text (an exchange's error, say) must not contain them."""
+    return " ".join(text.split()).replace("=", ":").replace(",", ";")
 
 
 def _minutes(moment: datetime) -> str:

@@ -40,13 +40,18 @@ class RegimeSpec:
 
 def regime_allows(*, features: NDArray[np.float32], schema: FeatureSchema, spec: RegimeSpec) -> NDArray[np.bool_]:
     """Return for each row of ``features`` (float32[..., F]) whether its regime may be traded. NaN: no."""
-    ratio, adx = _regime_values(features, schema)
+    ratio, adx = _columns(features, schema)
     return (ratio >= spec.min_volatility_ratio) & (ratio <= spec.max_volatility_ratio) & (adx >= spec.min_adx)
 
 
-def regime_reason(*, features: NDArray[np.float32], schema: FeatureSchema, spec: RegimeSpec) -> str | None:
-    """Return why the regime of ONE row (float32[F]) may not be traded, or None."""
-    ratio, adx = (float(value) for value in _regime_values(features, schema))
+def regime_values(features: NDArray[np.float32], schema: FeatureSchema) -> list[tuple[float, float]]:
+    """Return (volatility ratio, ADX) of each row of ``features`` (float32[n, F])."""
+    ratio, adx = _columns(features, schema)
+    return list(zip(ratio.tolist(), adx.tolist(), strict=True))
+
+
+def regime_reason(ratio: float, adx: float, *, spec: RegimeSpec) -> str | None:
+    """Return why a regime (see `regime_values`) may not be traded, or None."""
     if not spec.min_volatility_ratio <= ratio <= spec.max_volatility_ratio:
         return reason(
             "REGIME", volatility_ratio=ratio, minimum=spec.min_volatility_ratio, maximum=spec.max_volatility_ratio
@@ -56,5 +61,5 @@ def regime_reason(*, features: NDArray[np.float32], schema: FeatureSchema, spec:
     return None
 
 
-def _regime_values(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float32], ...]:
+def _columns(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float32], ...]:
     return features[..., schema.index("volatility_ratio")], features[..., schema.index("adx_14")]

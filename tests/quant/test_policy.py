@@ -164,8 +164,10 @@ symbol_facts = st.builds(
     last_candle_ms=times,
     candle_count=st.integers(0, 100),
     expected_count=st.integers(0, 100),
-    price_break=st.none() | st.text(max_size=5),
-    ingest_error=st.none() | st.text(max_size=5),
+    largest_gap_bars=st.integers(0, 100),
+    unbroken_since_ms=times,
+    price_break=st.text(max_size=5),
+    ingest_error=st.text(max_size=5),
     failures=st.integers(0, 100),
 )
 

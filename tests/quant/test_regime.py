@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.reasons import code_of
-from quant.regime import RegimeSpec, regime_allows, regime_reason
+from quant.regime import RegimeSpec, regime_allows, regime_reason, regime_values
 from quant.schema import FeatureSchema
 
 SCHEMA = FeatureSchema()
@@ -32,7 +32,7 @@ def row(ratio: float, adx: float) -> np.ndarray:
     ],
 )
 def test_a_regime_outside_the_bounds_is_refused_with_its_value(ratio: float, adx: float, named: str | None) -> None:
-    text = regime_reason(features=row(ratio, adx), schema=SCHEMA, spec=SPEC)
+    text = regime_reason(*regime_values(np.stack([row(ratio, adx)]), SCHEMA)[0], spec=SPEC)
     assert (text is None) == (named is None)
     if text is not None:
         assert code_of(text) == "REGIME"
@@ -46,7 +46,7 @@ values = st.floats(0, 100, width=32) | st.just(float("nan"))
 def test_many_rows_are_filtered_in_training_as_one_row_is_in_trading(pairs: list[tuple[float, float]]) -> None:
     features = np.stack([row(ratio, adx) for ratio, adx in pairs])
     allowed = regime_allows(features=features, schema=SCHEMA, spec=SPEC)
-    one_by_one = [regime_reason(features=each, schema=SCHEMA, spec=SPEC) is None for each in features]
+    one_by_one = [regime_reason(*each, spec=SPEC) is None for each in regime_values(features, SCHEMA)]
     assert allowed.tolist() == one_by_one
 
 
