@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import get_token
+from django.shortcuts import redirect
+from django.urls import path, reverse
+from django.utils.formats import date_format
+from django.utils.html import format_html
+from django.views.decorators.http import require_POST
 from django_q.models import Failure, OrmQ, Schedule, Success
 
+from ops_app.job_states import job_states, run_now
 from ops_app.models import Alert, Event, Heartbeat, JobRun, Lease, MarketClock
-from ops_app.pages import ReadOnlyAdmin
+from ops_app.pages import ReadOnlyAdmin, SteeredAdmin
+
+LONGEST_RESULT = 200
 
 
 @admin.register(MarketClock)
@@ -43,10 +56,64 @@ class AlertAdmin(ReadOnlyAdmin):
 
 
 @admin.register(JobRun)
-class JobRunAdmin(ReadOnlyAdmin):
+class JobRunAdmin(SteeredAdmin):
+    """The runs, and above them every job with its last run, next time and a button."""
+
     list_display = ["started_at", "job", "seconds", "result", "failed"]
     list_filter = ["job"]
     show_full_result_count = False
+    list_before_template = "ops/jobs.html"
+    refusal = LookupError
+
+    def get_urls(self) -> list[Any]:
+        run = self.admin_site.admin_view(require_POST(self.run_now))
+        return [path("run-now/", run, name="ops_app_jobrun_run_now"), *super().get_urls()]
+
+    def run_now(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_steer_permission(request):
+            raise PermissionDenied("Running a job needs the role of an operator.")
+        self.run_each(request, [request.POST.get("job", "")], lambda name, user: run_now(name, user=user))
+        return redirect("admin:ops_app_jobrun_changelist")
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), "job_table": self.job_table(request)})
+
+    def job_table(self, request: HttpRequest) -> dict[str, list[Any]]:
+        may_run = self.has_steer_permission(request)
+        headers = [
+            "Job",
+            "Every",
+            "Last run",
+            "Seconds",
+            "Outcome",
+            "Result or error",
+            "Next",
+            *([""] if may_run else []),
+        ]
+        rows = [
+            [
+                format_html('<span title="{}">{}</span>', state.job.help, state.job.name),
+                state.job.period,
+                "" if state.last is None else date_format(state.last.started_at, "Y-m-d H:i:s"),
+                "" if state.last is None or state.last.seconds is None else f"{state.last.seconds:.2f}",
+                state.verdict,
+                state.text[:LONGEST_RESULT],
+                "no schedule: run `setup`" if state.next_at is None else date_format(state.next_at, "Y-m-d H:i"),
+                *([self._button(request, state.job.name)] if may_run else []),
+            ]
+            for state in job_states()
+        ]
+        return {"headers": headers, "rows": rows}
+
+    def _button(self, request: HttpRequest, name: str) -> str:
+        return format_html(
+            '<form method="post" action="{}"><input type="hidden" name="csrfmiddlewaretoken" value="{}">'
+            '<button name="job" value="{}" class="{}">Run now</button></form>',
+            reverse("admin:ops_app_jobrun_run_now"),
+            get_token(request),
+            name,
+            "border border-base-200 cursor-pointer px-2 py-1 rounded-default dark:border-base-700",
+        )
 
     @admin.display(boolean=True)
     def failed(self, run: JobRun) -> bool:

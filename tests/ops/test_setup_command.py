@@ -86,7 +86,8 @@ def test_i22_a_viewer_only_sees_and_an_operator_never_changes_money() -> None:
     assert granted["viewer"]
     assert all(codename.startswith("view_") for _, codename in granted["viewer"])
     changes = {app for app, codename in granted["operator"] if not codename.startswith("view_")}
-    assert changes == {"coverage_app", "training_app"}
+    assert changes == {"coverage_app", "training_app", "ops_app"}
+    assert {name for app, name in granted["operator"] if app == "ops_app" and "view" not in name} == {"change_jobrun"}
     assert granted["viewer"] < granted["operator"] < granted["admin"]
 
 
