@@ -27,6 +27,29 @@ class UniverseRules:
     max_spread_bps: float = 10_000.0
     min_age_days: float = 0.0
     max_symbols: int = 500
+    max_rotation: float = 1.0
+    """Share of the universe that may leave at one refresh by volume, spread or rank; at least one symbol may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What becomes of a choice: why each symbol is not in ("" if it is), and which stay although the rules say no."""
+
+    why: dict[str, str]
+    held: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = []
+        if self.held:
+            said.append(f"{len(self.held)} stay until their position is closed, like {self.held[0]}")
+        if self.waiting:
+            said.append(f"{len(self.waiting)} leave at the next refreshes, like {self.waiting[0]}")
+        return ", ".join(said)
+
+
+ROTATING = frozenset({"VOLUME_TOO_LOW", "SPREAD_TOO_WIDE", "RANK_TOO_LOW", "NO_TICKER", "NO_PRICE"})
+"""Reasons of the moment. The others (ended, excluded, unreadable) are facts, and hold at once."""
 
 
 def spread_bps(ticker: Ticker) -> float | None:
@@ -60,6 +83,37 @@ def choose(
     if rules.symbols is None:
         _cut(why, tickers, rules, inside)
     return why
+
+
+def rotate(
+    why: Mapping[str, str],
+    tickers: Mapping[str, Ticker],
+    rules: UniverseRules,
+    *,
+    inside: Collection[str],
+    held: Collection[str] = frozenset(),
+) -> Rotation:
+    """Return the choice `why` with few changes at a time: the thinnest leave first, and none that is `held`.
+
+    A symbol is held while a position is open in it: its model and its candles are needed until the exit. Who wants in
+    waits until there is a place, the largest volume first.
+    """
+    if rules.symbols is not None:  # a list is a person's word
+        return Rotation(dict(why))
+
+    def volume(code: str) -> tuple[float, str]:
+        return (tickers[code].quote_volume_24h if code in tickers else 0.0, code)
+
+    leaving = sorted((code for code in inside if code_of(why.get(code, "")) in ROTATING), key=volume)
+    kept = tuple(code for code in leaving if code in held)
+    free = [code for code in leaving if code not in held]
+    waiting = tuple(free[max(1, int(rules.max_rotation * len(inside))) :])
+    result = {**why, **dict.fromkeys((*kept, *waiting), "")}
+    entering = sorted((code for code, text in result.items() if not text and code not in inside), key=volume)
+    places = max(rules.max_symbols - sum(result.get(code, "gone") == "" for code in inside), 0)
+    for code in entering[: max(len(entering) - places, 0)]:
+        result[code] = reason("NO_PLACE_YET", places=rules.max_symbols, stay=len(kept) + len(waiting))
+    return Rotation(result, kept, waiting)
 
 
 def explain_empty(why: Mapping[str, str], rules: UniverseRules, market: str) -> str:

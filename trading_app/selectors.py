@@ -171,3 +171,9 @@ def _promised(metrics: object, name: str) -> float | None:
     window = metrics.get("test") if isinstance(metrics, dict) else None
     value = window.get(name) if isinstance(window, dict) else None
     return float(value) if isinstance(value, int | float) else None
+
+
+def open_position_codes(market: str) -> set[str]:
+    """Return the codes in which a bot of ours has a position open: they stay in the universe until it is closed."""
+    rows = Position.objects.open().filter(symbol__market=market, foreign=False)
+    return set(rows.values_list("symbol__code", flat=True))

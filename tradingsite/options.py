@@ -155,6 +155,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("UNIVERSE_MODE", "automatic", choice("automatic", "fixed"), "Choose symbols by rules or by a list."),
     Option("UNIVERSE_SYMBOLS", (), words, "Codes like BTC/USDT:USDT for UNIVERSE_MODE=fixed."),
     Option("UNIVERSE_MAX_SYMBOLS", 500, integer(1, 10_000), "Most symbols in an automatic universe, by volume."),
+    Option("UNIVERSE_MAX_ROTATION", 0.1, number(0, 1), "Share of it that may leave at one refresh; at least one may."),
     Option("UNIVERSE_MIN_VOLUME", 100_000.0, number(0, 1e12), "Least 24 h volume in the quote currency."),
     Option("UNIVERSE_MAX_SPREAD_BPS", 30.0, number(0, 10_000), "Widest spread in basis points."),
     Option("UNIVERSE_MIN_AGE_DAYS", 0.0, number(0, 4000), "Least days since the listing; younger ones never enter."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import structlog
@@ -94,7 +94,21 @@ def universe_rules() -> universe.UniverseRules:
         max_spread_bps=settings.UNIVERSE_MAX_SPREAD_BPS,
         min_age_days=settings.UNIVERSE_MIN_AGE_DAYS,
         max_symbols=settings.UNIVERSE_MAX_SYMBOLS,
+        max_rotation=settings.UNIVERSE_MAX_ROTATION,
     )
+
+
+_holders: dict[str, Callable[[str], Collection[str]]] = {}
+
+
+def register_holder(name: str, codes: Callable[[str], Collection[str]]) -> None:
+    """Let `codes(market)` name symbols that must not be rotated out at present: a higher app knows why."""
+    _holders[name] = codes
+
+
+def held_codes(market: str) -> frozenset[str]:
+    """Return the codes that somebody holds in the universe."""
+    return frozenset().union(*(codes(market) for codes in _holders.values()))
 
 
 def _check_timeframe(data: MarketData) -> None:
@@ -111,10 +125,12 @@ def _apply(
     known = {symbol.code: symbol for symbol in Symbol.objects.of_market(row.market)}
     inside = {code for code, symbol in known.items() if symbol.in_universe}
     rules = universe_rules()
-    why = universe.choose(instruments, tickers, rules, now_ms=to_ms(now), inside=inside, known=known.keys())
-    has_ended = bool(known) and all(code_of(text) == BlockReason.DELISTED for text in why.values())
-    if all(why.values()) and not has_ended:  # what has ended is a fact, and no symbol must stay as if it traded
-        raise UniverseError(universe.explain_empty(why, rules, row.market))
+    chosen = universe.choose(instruments, tickers, rules, now_ms=to_ms(now), inside=inside, known=known.keys())
+    has_ended = bool(known) and all(code_of(text) == BlockReason.DELISTED for text in chosen.values())
+    if all(chosen.values()) and not has_ended:  # what has ended is a fact, and no symbol must stay as if it traded
+        raise UniverseError(universe.explain_empty(chosen, rules, row.market))
+    rotation = universe.rotate(chosen, tickers, rules, inside=inside, held=held_codes(row.market))
+    why = rotation.why
     listed = {instrument.symbol: _listing(instrument, tickers, why[instrument.symbol]) for instrument in instruments}
     listed |= _vanished(known, listed, now)
     bulk.insert_rows(
@@ -130,6 +146,9 @@ def _apply(
     }
     bulk.update_rows(Symbol, changed, fields=LISTING_FIELDS)
     _record(row, known, listed, why, now)
+    if str(rotation) and (row.entered or row.left):
+        text = f"{row.entered} symbols entered, {row.left} left; {rotation}."
+        journal.record("universe_rotated", text, subject=f"universe:{row.market}")
 
 
 def _listing(instrument: Instrument, tickers: Mapping[str, Ticker], why_not: str) -> dict[str, Any]:
