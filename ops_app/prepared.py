@@ -116,11 +116,13 @@ class Prepared:
         query = queryset.query.exists() if shape.answer is Answer.EXISTS else queryset.query
         compiler = query.get_compiler(connection=connection)
         sql, parameters = compiler.as_sql()
-        named = {connection.ops.adapt_datetimefield_value(value): name for name, value in markers.items()}
+        named: dict[Any, str] = {
+            connection.ops.adapt_datetimefield_value(value): name for name, value in markers.items()
+        }
         places = tuple(
             (index, named[parameter])
             for index, parameter in enumerate(parameters)
-            if isinstance(parameter, str | datetime) and parameter in named
+            if isinstance(parameter, Hashable) and parameter in named
         )
         return _Compiled(sql, tuple(parameters), places, _converter(shape, queryset, compiler))
 
@@ -137,7 +139,7 @@ def _converter(shape: _Shape, queryset: QuerySet[Any, Any], compiler: SQLCompile
         return rows
     model, names = queryset.model, [field.attname for field in queryset.model._meta.concrete_fields]
     selected = [getattr(column, "target", None) for column, *_ in compiler.select]
-    if queryset._fields is not None or selected != list(model._meta.concrete_fields):
+    if queryset.query.values_select or selected != list(model._meta.concrete_fields):
         raise PreparationError(f"this query asks for something else than the columns of {model.__name__}")
     return lambda fetched: [model.from_db(connection.alias, names, row) for row in rows(fetched)]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 
 from django.conf import settings
 
@@ -27,7 +28,13 @@ def label_spec() -> LabelSpec:
 
 def feature_schema() -> FeatureSchema:
     """Return the features of the training mode: a model of one symbol must not depend on the others."""
-    return FeatureSchema(market_wide=settings.TRAINING_MODE == MULTI_SYMBOL)
+    return _schema(settings.TRAINING_MODE == MULTI_SYMBOL)
+
+
+@lru_cache(maxsize=2)
+def _schema(market_wide: bool) -> FeatureSchema:
+    """Return the one schema of its kind, which remembers its hash."""
+    return FeatureSchema(market_wide=market_wide)
 
 
 def requirement(market: str | None = None, *, symbols: Iterable[str] = ()) -> ModelRequirement:

@@ -49,13 +49,17 @@ class QueryCounter:
 
 @dataclass(slots=True)
 class Soak:
-    """One soak on the present database, which must be empty but for its tables. `on_day` is told of each day."""
+    """One soak on the present database, which must be empty but for its tables.
+
+    `on_day` is told of each day. Once `stopped` is true no further day begins, and the report is of those that ran.
+    """
 
     days: int
     seed: int = 1
     chaos: bool = False
     start: dt.datetime = START
     on_day: Callable[[Day], None] = lambda _day: None
+    stopped: Callable[[], bool] = lambda: False
 
     def run(self) -> SoakReport:
         """Run it to its end, or until more is broken than anybody would read."""
@@ -75,7 +79,7 @@ class Soak:
             with connection.execute_wrapper(world.queries):
                 for _ in range(self.days):
                     self.on_day(world.day())
-                    if len(report.violations) > MAX_VIOLATIONS:
+                    if self.stopped() or len(report.violations) > MAX_VIOLATIONS:
                         break
             world.finish()
         return report
