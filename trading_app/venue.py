@@ -46,11 +46,15 @@ class Account:
         self.codes = {symbol_id: code for code, symbol_id in self.symbol_ids.items()}
 
 
+def ledger_name(account: str) -> str:
+    """Return the name of the file in LEDGER_DIR that is the memory of the simulated exchange."""
+    return "".join(letter if letter.isalnum() else "_" for letter in account) + ".sqlite3"
+
+
 def open_venue(bot: Bot, data: MarketData) -> Venue:
     """Return the account of `bot`, matched against `data`, with its ledger in a file that survives a kill."""
     settings.LEDGER_DIR.mkdir(parents=True, exist_ok=True)
-    name = "".join(letter if letter.isalnum() else "_" for letter in bot.account)
-    ledger = settings.LEDGER_DIR / f"{name}.sqlite3"
+    ledger = settings.LEDGER_DIR / ledger_name(bot.account)
     config = replace(
         exchange_config(), market=bot.market, ledger_path=ledger, account=bot.account,
         receive_window_ms=round(RECEIVE_WINDOW.total_seconds() * 1000 * clock.speed()),  # requests bear market time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 import subprocess
@@ -21,13 +22,15 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from marketdata.store import CandleStore
-from ops_app import alerts, clock, heartbeats, leases, retention
+from ops_app import alerts, clock, guards, heartbeats, jobs, leases, retention
 from ops_app.management.commands.runall import only_copy
 from ops_app.models import Alert, Event, Heartbeat, Lease
 from quant.candles import Candles
 from quant.timeframes import to_ms
-from tests.factories import DAY, EPOCH, ArtifactFactory, SymbolFactory
+from tests.factories import DAY, EPOCH, ArtifactFactory, BotFactory, SymbolFactory
 from tests.ops.processes import running, wait_until
+from trading_app.venue import ledger_name
+from tradingsite import schedules
 from tradingsite.backup import job, restoring, snapshots, taking
 from tradingsite.backup.errors import BackupError
 from tradingsite.backup.manifest import read_manifest
@@ -293,6 +296,29 @@ def test_tokens_only_grow_through_a_restore_and_nobody_waits_for_processes_of_th
     assert fresh > granted
 
 
+def test_a_restore_that_is_killed_half_way_leaves_nothing_that_runs_and_is_completed_by_the_next(
+    installation: Installation, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = installation.do(lambda: take(tmp_path))
+    candles = month_of(places).read_bytes()
+    installation.do(lambda: spoil(places))
+    (places / ".restore-20200101t000000000000z-artifacts").mkdir()  # what an earlier kill left
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(restoring, "_switch_folders", killed)
+        with pytest.raises(KeyboardInterrupt):
+            installation.do(lambda: restoring.restore_backup(backup, force=True))
+    with pytest.raises(guards.NotMigrated, match="is not migrated"):
+        installation.do(guards.require_migrated)
+    installation.do(lambda: restoring.restore_backup(backup, force=True))
+    assert installation.do(codes) == ["AAA/USDT:USDT", "BBB/USDT:USDT"]
+    assert month_of(places).read_bytes() == candles
+    assert not list(places.glob(".restore-*"))
+
+
 def damage(backup: Path, how: str) -> None:
     candles = month_of(backup)
     if how == "changed":
@@ -423,6 +449,25 @@ def test_a_backup_is_taken_and_pruned_while_a_bot_runs_and_is_not_restored_under
         assert bot.process.poll() is None
 
 
+def test_a_backup_away_from_the_bots_host_says_what_it_lacks(
+    installation: Installation, places: Path, tmp_path: Path
+) -> None:
+    installation.do(lambda: BotFactory(account="simulated:far", started_at=EPOCH))
+    _, notes = installation.do(lambda: taking.take_backup(tmp_path / "kept"))
+    assert len(notes) == 1
+    assert "take the backup where the bot runs" in notes[0]
+    with closing(sqlite3.connect(places / "ledger" / ledger_name("simulated:far"))) as ledger:
+        ledger.execute("PRAGMA journal_mode=WAL")
+    assert installation.do(lambda: taking.take_backup(tmp_path / "again"))[1] == []
+
+
+def test_the_job_is_there_when_it_is_asked_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_jobs", {name: each for name, each in jobs._jobs.items() if name != "backup"})
+    settings.BACKUP_INTERVAL_HOURS = 6
+    importlib.reload(schedules)
+    assert jobs.find("backup").period == timedelta(hours=6)
+
+
 @pytest.mark.django_db
 def test_the_job_says_what_it_did_and_raises_an_alert_when_it_could_not(
     places: Path, monkeypatch: pytest.MonkeyPatch
@@ -440,6 +485,9 @@ def test_the_job_says_what_it_did_and_raises_an_alert_when_it_could_not(
     with pytest.raises(BackupError, match=r"the disk is full"):
         job.take_scheduled()
     assert "the disk is full" in Alert.objects.get(key=job.ALERT, resolved_at=None).text
+    answer(0, '{"backup": "/b/0", "bytes": 1, "removed": [], "notes": ["the ledger of x"]}', "")
+    assert job.take_scheduled().endswith("look: the ledger of x")
+    assert Alert.objects.filter(resolved_at=None).exists(), "somebody should look at what it lacks"
     answer(0, 'a log line\n{"backup": "/b/1", "bytes": 1234, "removed": ["x"], "notes": []}\n', "")
     assert job.take_scheduled() == "/b/1: 1,234 bytes, 1 older ones removed"
     assert not alerts.resolve_alert(job.ALERT), "it is resolved already"

@@ -31,6 +31,9 @@ def take_scheduled() -> str:
         text = f"No backup was taken to {folder}: {error}. The older ones stay. Mend it, then: manage.py backup"
         alerts.raise_alert(ALERT, text, Severity.CRITICAL)
         raise BackupError(text) from error
-    alerts.resolve_alert(ALERT)
     notes = "".join(f"; look: {note}" for note in facts["notes"])
+    if notes:
+        alerts.raise_alert(ALERT, f"The backup {facts['backup']} lacks something{notes}.", Severity.WARNING)
+    else:
+        alerts.resolve_alert(ALERT)
     return f"{facts['backup']}: {facts['bytes']:,} bytes, {len(facts['removed'])} older ones removed{notes}"

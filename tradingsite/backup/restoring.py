@@ -125,7 +125,7 @@ def restore_backup(folder: Path, *, force: bool, say: Callable[[str], None] = SA
             raise BackupError(
                 f"there is data already: {', '.join(found)}. With --force it is moved aside (not deleted) and replaced"
             )
-        stamp = f"{clock.real_now():%Y%m%dT%H%M%SZ}".lower()
+        stamp = f"{clock.real_now():%Y%m%dt%H%M%S%f}z"
         with _staged(folder, manifest, stamp) as staged:
             say("files are staged")
             connection.close()
@@ -153,6 +153,9 @@ def _staged(folder: Path, manifest: Manifest, stamp: str) -> Iterator[dict[str, 
     if manifest.vendor == "sqlite":
         path = sqlite_path()
         staged["database"] = path.with_name(f".restore-{stamp}-{path.name}")
+    for path in staged.values():  # of a restore that was killed
+        for leftover in path.parent.glob(path.name.replace(stamp, "*", 1)):
+            _remove(leftover)
     try:
         for part in parts():
             staged[part.name].mkdir(parents=True)
@@ -170,10 +173,14 @@ def _staged(folder: Path, manifest: Manifest, stamp: str) -> Iterator[dict[str, 
         raise BackupError(f"the files could not be staged: {error}. Check free space and rights.") from error
     finally:
         for path in staged.values():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _finish(manifest: Manifest) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import DatabaseError
 
 from ops_app import clock, journal, leases, retention
+from trading_app.venue import ledger_name
 from tradingsite.backup.errors import BackupError
 from tradingsite.backup.manifest import FileEntry, Manifest, backups_in, copy_file, digest, files_below, sync_folder
 from tradingsite.backup.snapshots import Snapshot, SqliteSnapshot, one_instant
@@ -63,7 +64,8 @@ def take_backup(folder: Path, *, say: Callable[[str], None] = SAY_NOTHING) -> tu
 def _fill(partial: Path, keep: Callable[[], None], say: Callable[[str], None]) -> tuple[Manifest, list[str]]:
     """Copy all into `partial`: the instant, then what the rows name."""
     shared = elsewhere()
-    notes = [f"{name} are not in the copy: they are in {address}" for name, address in shared.items()]
+    for name, address in shared.items():
+        say(f"{name}: not copied, they are in {address}")
     ledgers = sorted(Path(settings.LEDGER_DIR).glob("*.sqlite3"))
     with one_instant(ledgers) as (database, copies):
         made_at = clock.real_now()
@@ -75,9 +77,11 @@ def _fill(partial: Path, keep: Callable[[], None], say: Callable[[str], None]) -
         keep()
         migrations = database.query("SELECT app, name FROM django_migrations ORDER BY app, name")
         counts = {name: int(database.query(f'SELECT COUNT(*) FROM "{name}"')[0][0]) for name in database.tables()}  # noqa: S608 - names come from the database itself
+        notes = _missing_ledgers(database, ledgers)
         if not shared:
-            artifacts, notes = _copy_artifacts(database, partial, keep)
+            artifacts, broken = _copy_artifacts(database, partial, keep)
             files += artifacts
+            notes += broken
             say(f"artifacts: {len(artifacts)} files")
     if not shared:
         candles = _copy_candles(partial, keep)
@@ -108,6 +112,17 @@ def _copy_ledger(snapshot: SqliteSnapshot, path: Path, partial: Path) -> FileEnt
     name = f"{LEDGERS}/{path.name}"
     snapshot.copy_to(partial / name)
     return FileEntry(name, *digest(partial / name))
+
+
+def _missing_ledgers(database: Snapshot, ledgers: list[Path]) -> list[str]:
+    """Return a note for each bot that has traded and whose ledger is not here: it lies on the bot's own host."""
+    here = {path.name for path in ledgers}
+    bots = database.query("SELECT name, account FROM trading_app_bot WHERE started_at IS NOT NULL ORDER BY name")
+    return [
+        f"the ledger of bot {name} is not on this host: take the backup where the bot runs"
+        for name, account in bots
+        if ledger_name(account) not in here
+    ]
 
 
 def _copy_artifacts(database: Snapshot, partial: Path, keep: Callable[[], None]) -> tuple[list[FileEntry], list[str]]:
