@@ -69,6 +69,9 @@ class BarTrader:
 
     def models_changed(self) -> None:
         """Prepare features for the panel of the held models; the same panel keeps its state."""
+        for held in self.loader.models.values():
+            if registry.expired(held.artifact, clock.market_now()) is None:
+                alerts.resolve_alert(_expired_alert(held.slot))
         panel = self.loader.panel_symbols
         if self.feed is not None and self.feed.panel_symbols == panel:
             return
@@ -236,6 +239,7 @@ class BarTrader:
                 states.values(),
                 foreign=portfolio.foreign,
                 drifting=reconciler.drifting,
+                expired=self._expired(covering, now_ms),
                 instruments=account.instruments,
             ),
             schema=schema,
@@ -294,6 +298,19 @@ class BarTrader:
         in_panel = set(row.symbols) if row is not None else set()
         outside = tuple(symbol for symbol in symbols if symbol in portfolio.positions and symbol not in in_panel)
         return closes_of(self.data, outside, settings.TIMEFRAME, open_ms)
+
+    def _expired(self, covering: Mapping[str, LoadedModel], now_ms: int) -> dict[str, str]:
+        """Return why models are too old to open trades, by symbol, and let a person know of each once."""
+        old: dict[int, str] = {}
+        for held in {each.slot: each for each in covering.values()}.values():
+            why = registry.expired(held.artifact, from_ms(now_ms))
+            if why is not None:
+                old[held.artifact.pk] = why
+                alerts.raise_alert(
+                    _expired_alert(held.slot),
+                    f"{held.slot}: {why}. No entries until a newer model passes its gates; open positions are managed.",
+                )
+        return {symbol: old[held.artifact.pk] for symbol, held in covering.items() if held.artifact.pk in old}
 
     def _guard(self, covering: Mapping[str, LoadedModel]) -> float:
         """Return the smallest share that live precision leaves to the models held: one query with its sums."""
@@ -374,3 +391,7 @@ class BarTrader:
 
 def _missed(before: dt.datetime | None, bar_at: dt.datetime, step_ms: int) -> int:
     return 0 if before is None else (to_ms(bar_at) - to_ms(before)) // step_ms - 1
+
+
+def _expired_alert(slot: str) -> str:
+    return f"model_expired:{slot}"

@@ -94,9 +94,13 @@ def refusals_of(
     *,
     foreign: Iterable[str] = (),
     drifting: Iterable[str] = (),
+    expired: Mapping[str, str] | None = None,
     instruments: Mapping[str, Instrument],
 ) -> dict[str, str]:
-    """Return what is against each symbol, apart from coverage: block reasons first, joined as the engine expects."""
+    """Return what is against each symbol, apart from coverage: block reasons first, joined as the engine expects.
+
+    `expired` says of each symbol whose model is too old why it opens no trade; open positions stay managed.
+    """
     found: dict[str, list[str]] = {}
     for state in states:
         against = [
@@ -108,6 +112,8 @@ def refusals_of(
             against = [state.evidence]
         if against:
             found[state.code] = against
+    for code, text in (expired or {}).items():
+        found.setdefault(code, []).append(text)
     for code in foreign:
         found.setdefault(code, []).insert(0, reason("FOREIGN_POSITION", rule="never traded"))
     for code in drifting:

@@ -170,6 +170,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("SYMBOL_ENCODING", "index", choice("index", "one_hot"), "How a multi_symbol model sees the symbol."),
     Option("PRIMARY_SIGNAL", "trend", text, "Primary signal: a name, or a file of one's own (docs/signals.md)."),
     Option("TRAIN_INTERVAL_HOURS", 168.0, number(1, 100_000), "Age at which a model is retrained."),
+    Option("MODEL_MAX_AGE_DAYS", 45.0, number(0.1, 100_000), "A model that has seen no newer data opens no trade."),
     Option("TRAIN_MIN_INTERVAL_HOURS", 6.0, number(0.1, 100_000), "Least time between two runs of a scope (I5)."),
     Option("TRAIN_DEBOUNCE_MINUTES", 10.0, number(0, 10_000), "Wait for more new symbols before a run."),
     Option("TRAIN_MAX_ATTEMPTS", 3, integer(1, 20), "Attempts of a run before its symbols are blocked (I4)."),
@@ -197,7 +198,7 @@ OPTIONS: tuple[Option, ...] = (
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
-    "BACKUP_", "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "HOST_CORES", "HOST_MEMORY",
+    "BACKUP_", "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "MODEL_", "HOST_CORES", "HOST_MEMORY",
     "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RETENTION_",
     "RISK_", "SIM_", "STORAGE_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
@@ -292,6 +293,11 @@ def cross_check(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"TRAIN_DASK_SCHEDULER={values['TRAIN_DASK_SCHEDULER']!r}: is for one large model; "
             "leave it empty with TRAINING_MODE=single_symbol, whose runs spread over the workers by themselves."
+        )
+    if values["MODEL_MAX_AGE_DAYS"] * 24 < values["TRAIN_INTERVAL_HOURS"]:
+        problems.append(
+            f"MODEL_MAX_AGE_DAYS={values['MODEL_MAX_AGE_DAYS']:g}: a model would expire before it is retrained after "
+            f"TRAIN_INTERVAL_HOURS={values['TRAIN_INTERVAL_HOURS']:g}. Raise the first or lower the second."
         )
     if values["HISTORY_MIN_DAYS"] > values["HISTORY_TARGET_DAYS"]:
         problems.append(

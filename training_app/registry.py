@@ -5,14 +5,17 @@ Nothing here loads a model: web pages show every artifact with every reason agai
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 
 from django.conf import settings
 
+from ops_app import clock
 from quant.compatibility import ArtifactFacts, ModelRequirement, Refusal, check_compatibility
 from quant.label_spec import LabelSpec
+from quant.reasons import reason
 from quant.schema import FeatureSchema
 from quant.selection import Selection, select_best_model
 from quant.timeframes import to_ms
@@ -80,6 +83,17 @@ def facts(artifact: ModelArtifact, symbols: Iterable[str] = ()) -> ArtifactFacts
     )
 
 
+def expired(artifact: ModelArtifact, now: dt.datetime) -> str | None:
+    """Return why a model is too old to open trades, or None: markets change, and its promise was for a while ago."""
+    age = now - artifact.data_end
+    if age <= dt.timedelta(days=settings.MODEL_MAX_AGE_DAYS):
+        return None
+    return reason(
+        "MODEL_EXPIRED", newest_data=artifact.data_end, days=round(age / dt.timedelta(days=1), 1),
+        limit_days=settings.MODEL_MAX_AGE_DAYS,
+    )  # fmt: skip
+
+
 def codes_of(artifact_ids: Iterable[int]) -> dict[int, list[str]]:
     """Return the codes that each artifact covers, sorted: one query."""
     codes: dict[int, list[str]] = defaultdict(list)
@@ -99,9 +113,11 @@ def refusals_of(artifact: ModelArtifact, *, needs: ModelRequirement | None = Non
 def select_best(scope: TrainingScope, *, symbols: Iterable[str], exclude: int | None = None) -> Selection:
     """Rank the scope's artifacts for `symbols`: two queries for any number of artifacts.
 
-    `exclude` is the artifact that is active now and did not serve.
+    `exclude` is the artifact that is active now and did not serve. One that has expired serves nobody.
     """
-    artifacts = list(scope.artifacts.exclude(pk=exclude) if exclude is not None else scope.artifacts.all())
+    rows = scope.artifacts.exclude(pk=exclude) if exclude is not None else scope.artifacts.all()
+    now = clock.market_now()
+    artifacts = [artifact for artifact in rows if expired(artifact, now) is None]
     codes = codes_of(artifact.pk for artifact in artifacts)
     needs = requirement(scope.market, symbols=symbols)
     return select_best_model(needs, [facts(artifact, codes[artifact.pk]) for artifact in artifacts])

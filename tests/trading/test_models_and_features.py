@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ops_app import clock
 from ops_app.models import Alert
 from quant.calibration import PlattCalibration
 from quant.candles import Candles
@@ -21,7 +23,7 @@ from quant.timeframes import HOUR_MS, to_ms
 from tests.factories import EPOCH, MARKET, ActiveModelFactory, ArtifactFactory
 from tests.trading.conftest import HOUR, StandIn, World
 from trading_app.feed import FeatureFeed
-from trading_app.models import Bot, Decision, RiskEvent
+from trading_app.models import Bot, Decision, Order, RiskEvent
 from training_app import artifacts, registry
 from training_app.choices import ActivationKind, ActivationState
 from training_app.exceptions import ArtifactError
@@ -78,6 +80,31 @@ def test_a_real_artifact_is_loaded_verified_and_asked(make_world: Any) -> None:
     asked = Decision.objects.filter(probability__isnull=False)
     assert asked.exists()
     assert set(asked.values_list("artifact", flat=True)) == {active.artifact_id}
+
+
+def test_a_model_that_is_too_old_opens_no_trade_and_says_so_until_a_newer_one_comes(
+    make_world: Any, settings: Any
+) -> None:
+    world: World = make_world()
+    settings.MODEL_MAX_AGE_DAYS = 10
+    old = activate_real(world)
+    old.artifact.data_end = clock.market_now() - dt.timedelta(days=11)
+    old.artifact.save()
+    runner = world.runner(load=artifacts.load)
+    world.pass_bars(runner, 6)
+    reasons = set(Decision.objects.values_list("reason_code", "outcome"))
+    assert reasons == {("BLOCKED", "REFUSED")}
+    assert "MODEL_EXPIRED" in Decision.objects.first().reason
+    assert not Order.objects.exists()
+    alert = Alert.objects.get(key=f"model_expired:{old.slot}")
+    assert "newer model" in alert.text
+    new = activate_real(world)
+    new.artifact.data_end = clock.market_now()
+    new.artifact.save()
+    world.pass_bars(runner, 6)
+    assert Decision.objects.filter(probability__isnull=False).exists()
+    alert.refresh_from_db()
+    assert alert.resolved_at is not None
 
 
 @pytest.mark.parametrize("sixteenth", [0, 5, 11, 15])

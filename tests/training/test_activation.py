@@ -329,7 +329,9 @@ def test_r11_changed_features_lead_to_one_run_and_the_old_model_covers_nothing(
     sent: list[Message],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training_app.registry.feature_schema", lambda: type("Schema", (), {"hash": "changed"}))
+    monkeypatch.setattr(
+        "training_app.registry.feature_schema", lambda: type("Schema", (), {"hash": "changed", "names": ("a",)})
+    )
     sim.advance(dt.timedelta(hours=7))
     runs = [run for _ in range(60) for run in _plan_and_wait(sim)]
     assert [run.cause.partition(":")[0] for run in runs] == ["NO_MODEL"]

@@ -21,7 +21,11 @@ def bar_after(panel: Panel, time_ms: int) -> int:
 def trade(panel: Panel, plan: Plan, walk: Walk, *, gated: bool) -> Simulation:
     """Trade by the models that were promoted; with ``gated=False`` by every one that was trained."""
     models = [each for each in walk.models(gated=gated) if each[0] < plan.end_ms]
-    ends = _ends([at for at, _, _ in models], plan)
+    starts = [at for at, _, _ in models]
+    ends = [
+        min(end, at + plan.model_max_age_ms)  # an expired model opens nothing
+        for at, end in zip(starts, _ends(starts, plan), strict=True)
+    ]
     return _simulate(
         panel,
         plan,

@@ -55,6 +55,7 @@ class Plan:
     schedule: TrainingPolicy
     engine: EngineSpec
     initial_equity: float
+    model_max_age_ms: int = 45 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

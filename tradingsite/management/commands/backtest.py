@@ -70,6 +70,7 @@ class Command(BaseCommand):
                 sizing=equity.sizing_of(bot),
             ),
             initial_equity=settings.INITIAL_BALANCE,
+            model_max_age_ms=round(settings.MODEL_MAX_AGE_DAYS * DAY_MS),
         )
         seconds = time.process_time()
         with self._progress(quiet=options["json"]) as bar:
