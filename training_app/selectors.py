@@ -18,11 +18,12 @@ from quant.compatibility import Refusal, check_compatibility
 from quant.reasons import code_of, reason
 from quant.timeframes import timeframe_ms
 from training_app import registry
+from training_app.choices import RunState
 from training_app.models import ActiveModel, ArtifactSymbol, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
 
 
 class State(StrEnum):
-    """State of a symbol (DESIGN section 5); the first that holds. TRADABLE symbols may be in a run as well."""
+    """State of a symbol (DESIGN section 5); the first that holds. TRADABLE and BLOCKED ones may be in a run as well."""
 
     TRADABLE = "TRADABLE"
     TRAINING = "TRAINING"
@@ -234,7 +235,7 @@ def _state_of(
     tradable = artifact is not None and not why
     if tradable:
         state, why, recheck_at = State.TRADABLE, "", None
-    elif run is not None:
+    elif run is not None and not blocks:
         state = State.TRAINING
         why = why or reason("IN_RUN", run=run.pk, state=run.state, progress=run.progress, stage=run.stage or "waiting")
     elif why:
@@ -301,6 +302,15 @@ def open_runs(*, market: str | None = None) -> list[TrainingRun]:
     """Return the runs that are queued or running, oldest first."""
     rows = TrainingRun.objects.open().select_related("scope")
     return list(rows.filter(scope__market=market or settings.EXCHANGE_MARKET).order_by("id"))
+
+
+def standing(run: TrainingRun, *, now: dt.datetime) -> str:
+    """Return what an open run does at market time `now`, in words that follow its number."""
+    if run.state == RunState.RUNNING:
+        return f"is running: {run.stage or 'it starts'}, {run.progress:.0%}"
+    if run.not_before > now:
+        return f"waits until {run.not_before:%Y-%m-%d %H:%M} (market time): a scope trains at most once per interval"
+    return "waits for a worker"
 
 
 def registry_view(*, market: str | None = None, limit: int = 200) -> list[RegistryEntry]:
