@@ -13,6 +13,7 @@ from quant.metrics import (
     calibration_error,
     log_losses,
     returns_per_period,
+    roc_auc,
     skill_over_base_rate,
     trades_at_threshold,
 )
@@ -29,8 +30,9 @@ class GateBounds:
     window's own base rate (a rival that no model can be and that sees the future, so 1.5 is strict, see
     `quant.metrics.skill_over_base_rate`); ``min_return_t_stat`` that with which trades taken at the threshold must
     earn money; ``min_deflated_sharpe`` the probability that the Sharpe ratio of its days is not the luck of having
-    looked at the window several times. All must hold. ``max_champion_t_stat`` is how far below the champion the
-    challenger may be before that counts as more than noise.
+    looked at the window several times. ``max_auc`` is what no honest model of a market reaches: more than that means
+    that something from the future is among the features. All must hold. ``max_champion_t_stat`` is how far below the
+    champion the challenger may be before that counts as more than noise.
     """
 
     min_trades: int = 30
@@ -38,6 +40,7 @@ class GateBounds:
     min_return_t_stat: float = 1.0
     min_deflated_sharpe: float = 0.90
     max_calibration_error: float = 0.10
+    max_auc: float = 0.80
     max_champion_t_stat: float = 1.0
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class GateBounds:
         for name in ("min_t_stat", "min_return_t_stat", "max_calibration_error", "max_champion_t_stat"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0.5 < self.max_auc <= 1:
+            raise ValueError(f"max_auc is {self.max_auc}; it must be above 0.5, which is guessing, and at most 1")
         if not 0 <= self.min_deflated_sharpe < 1:
             raise ValueError(f"min_deflated_sharpe is {self.min_deflated_sharpe}; a probability below 1 can be reached")
 
@@ -102,6 +107,7 @@ def evaluate_gates(
         allowed=window.allowed,
     )
     error = calibration_error(window.y, window.probability)
+    auc = roc_auc(window.y, window.probability)
     earned = trades.net_return
     results = [
         _at_least(
@@ -134,6 +140,13 @@ def evaluate_gates(
             bound=bounds.max_calibration_error,
             passed=error <= bounds.max_calibration_error,
             text=f"probabilities are off by {error:.3f} on average (allowed {bounds.max_calibration_error:g})",
+        ),
+        GateResult(
+            name="plausibility",
+            value=auc,
+            bound=bounds.max_auc,
+            passed=auc <= bounds.max_auc,
+            text=f"AUC is {auc:.3f}; above {bounds.max_auc:g} a model knows the future: look for a leak",
         ),
     ]
     if window.champion is not None:

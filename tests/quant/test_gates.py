@@ -34,7 +34,7 @@ def judge(window: UnseenWindow, *, looks: int = 1, **bounds: float) -> dict[str,
 
 def test_a_model_that_knows_passes_every_gate() -> None:
     gates = judge(make_window(knows=1.0))
-    assert list(gates) == ["skill", "trades", "net_return", "deflated_sharpe", "calibration"]
+    assert list(gates) == ["skill", "trades", "net_return", "deflated_sharpe", "calibration", "plausibility"]
     assert all(gate.passed for gate in gates.values())
     assert all(gate.text for gate in gates.values())
 

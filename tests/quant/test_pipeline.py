@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exchanges.simulated.market import SimulatedMarket
+from quant import samples
 from quant.candles import Candles
+from quant.features import FeatureState, replay
 from quant.label_spec import LabelSpec
 from quant.model import META_FILE, MODEL_FILE, MetaModel
 from quant.panel import Panel
@@ -21,6 +23,7 @@ from quant.pipeline import Look, TrainingError, TrainingResult, TrainingSpec, ch
 from quant.reasons import code_of
 from quant.regime import RegimeSpec
 from quant.timeframes import DAY_MS, HOUR_MS
+from tests.quant.feature_worlds import mixed
 
 START = 1_600_000_000_000 // DAY_MS * DAY_MS
 SMALL = TrainingSpec.small()
@@ -82,7 +85,14 @@ def result(panel: Panel) -> TrainingResult:
 def test_a_result_is_complete_and_plain(result: TrainingResult, panel: Panel) -> None:
     assert result.symbols == result.panel_symbols == panel.symbols
     assert result.dropped == {}
-    assert [gate.name for gate in result.gates] == ["skill", "trades", "net_return", "deflated_sharpe", "calibration"]
+    assert [gate.name for gate in result.gates] == [
+        "skill",
+        "trades",
+        "net_return",
+        "deflated_sharpe",
+        "calibration",
+        "plausibility",
+    ]
     assert (result.data_start_ms, result.data_end_ms) == (START, START + 100 * DAY_MS)
     assert result.data_hash == panel.content_hash()
     assert result.champion_metrics is None
@@ -318,3 +328,39 @@ def test_a_champion_with_other_features_cannot_be_compared(panel: Panel, result:
     again = run(panel, champion=other)
     assert "not comparable" in again.gates[-1].text
     assert again.champion_metrics is None
+
+
+# --------------------------------------------------------------------- a planted leak
+@pytest.fixture
+def leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one feature be the close of twelve bars later: the mistake that makes every backtest shine."""
+    honest = samples.replay
+
+    def leaking(state: FeatureState, panel: Panel) -> np.ndarray:
+        features = honest(state, panel)
+        later = np.full(panel.close.shape, np.nan, dtype=np.float32)
+        later[:-12] = np.log(panel.close[12:] / panel.close[:-12])
+        features[..., state.schema.index("return_1")] = np.nan_to_num(later)
+        return features
+
+    monkeypatch.setattr(samples, "replay", leaking)
+
+
+@pytest.mark.usefixtures("leak")
+def test_a_planted_leak_is_found_by_the_gates() -> None:
+    gates = {gate.name: gate for gate in run(random_walk(6, 100, seed=1)).gates}
+    assert gates["skill"].passed  # it looks wonderful
+    assert not gates["plausibility"].passed
+    assert "leak" in gates["plausibility"].text
+
+
+@pytest.mark.usefixtures("leak")
+def test_i14_a_planted_leak_is_found_by_changing_the_future() -> None:
+    """The same comparison as that of the honest features finds nothing."""
+    panel = random_walk(4, 20, seed=1)
+    at = 300
+    changed = mixed(panel, random_walk(4, 20, seed=2), at)
+    before, after = (samples.replay(FeatureState.create(SMALL.schema, 4), each)[: at + 1] for each in (panel, changed))
+    assert not np.array_equal(before, after, equal_nan=True)
+    honest = (replay(FeatureState.create(SMALL.schema, 4), each)[: at + 1] for each in (panel, changed))
+    assert np.array_equal(*honest, equal_nan=True)
