@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
 from coverage_app import market as sources
 from coverage_app.models import Symbol
@@ -83,9 +83,7 @@ def ring_ingest(*, market: str | None = None) -> int:
     if not candles_are_due(market):
         return 0
     with transaction.atomic():
-        due = Symbol.objects.of_market(market).due_for_ingest(now=now)
-        if connection.features.has_select_for_update_skip_locked:
-            due = due.select_for_update(skip_locked=True)
+        due = Symbol.objects.of_market(market).due_for_ingest(now=now).claimable()
         # Those that only lack their newest candle first; by code, because the store is sorted by it.
         ids = list(due.order_by("-backfilled", "code").values_list("pk", flat=True))
         _claim(ids, now)
@@ -128,15 +126,19 @@ def forget_lost_history(*, market: str | None = None, codes: Iterable[str] | Non
         ).get(symbol.code)
         if stored is None or len(stored) < symbol.candle_count:
             lost.append(symbol)
-    Symbol.objects.filter(pk__in=[symbol.pk for symbol in lost]).update(
-        last_candle_at=None, backfilled=False, ingest_due_at=clock.market_now()
-    )
+    _set([symbol.pk for symbol in lost], last_candle_at=None, backfilled=False, ingest_due_at=clock.market_now())
     return [symbol.code for symbol in lost]
 
 
 def _claim(symbol_ids: Sequence[int], now: dt.datetime) -> None:
     until = now + dt.timedelta(seconds=CLAIM_SECONDS * clock.speed())
-    Symbol.objects.filter(pk__in=symbol_ids).update(ingest_due_at=until)
+    _set(symbol_ids, ingest_due_at=until)
+
+
+def _set(symbol_ids: Iterable[int], **values: Any) -> None:
+    """Set the same values in these rows, locked in the order in which the evaluation locks them."""
+    with transaction.atomic():
+        Symbol.objects.filter(pk__in=bulk.among(symbol_ids)).locked().update(**values)
 
 
 class _Ingest:
@@ -316,7 +318,7 @@ class _Ingest:
     # ------------------------------------------------------------------ stop
     def _postpone(self, due: dt.datetime) -> None:
         ids = [self.rows[code].pk for code in self.waiting]
-        Symbol.objects.filter(pk__in=ids).update(ingest_due_at=due)
+        _set(ids, ingest_due_at=due)
         self.report.postponed += len(ids)
         self.waiting = []
 
@@ -326,7 +328,7 @@ class _Ingest:
         asked = error.retry_after_ms if isinstance(error, ExchangeUnavailableError) else None
         wait = max(back_off_ms(failures, MINUTE_MS, HOUR_MS), asked or 0)
         ids = [self.rows[code].pk for code in self.waiting]
-        Symbol.objects.filter(pk__in=ids).update(ingest_failures=failures)
+        _set(ids, ingest_failures=failures)
         self._postpone(from_ms(self.now_ms + wait))
         self.report.unavailable = str(error)
         alerts.raise_alert(_alert_key(self.market), f"The exchange {self.market} does not answer: {error}")

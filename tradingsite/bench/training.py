@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from marketdata.store import CandleStore
-from quant import pipeline
 from quant.features import warm_cache
+from quant.model import fit_booster
+from quant.pipeline import train
 from tradingsite.bench import worlds
 from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds
 from training_app import policies
@@ -28,14 +28,13 @@ def run(scale: Scale) -> Iterator[Figure]:
         store.write(MARKET, TIMEFRAME, worlds.candles(scale))
         fits = _Fits()
 
-        def train() -> None:
+        def pipeline() -> None:
             fits.seconds = 0.0
             panel = store.read_panel(MARKET, TIMEFRAME, symbols=worlds.codes(scale.symbols))
-            result = pipeline.train(panel, policies.training_spec(), progress=lambda _done, _text: None)
+            result = train(panel, policies.training_spec(), progress=lambda _done, _text: None, fit=fits)
             result.model.save(Path(tempfile.mkdtemp(dir=folder)) / "model")
 
-        with mock.patch.object(pipeline, "fit_booster", fits):
-            spent = cpu_seconds(train, best_of=2)
+        spent = cpu_seconds(pipeline)
         yield Figure(
             name="training.pipeline", symbols=scale.symbols, unit=SECONDS, value=spent, limit=fits.seconds,
             goal=GOAL_RATIO * fits.seconds, versus="the LightGBM fits inside it (folds and final model)",
@@ -46,11 +45,10 @@ class _Fits:
     """`fit_booster` with a stopwatch."""
 
     seconds = 0.0
-    fit = staticmethod(pipeline.fit_booster)
 
     def __call__(self, **options: Any) -> Any:
         began = time.process_time()
         try:
-            return self.fit(**options)
+            return fit_booster(**options)
         finally:
             self.seconds += time.process_time() - began
