@@ -50,6 +50,12 @@ def cutoff() -> dt.datetime:
     return clock.market_now() - dt.timedelta(days=settings.RETENTION_DAYS)
 
 
+def is_due() -> bool:
+    """Tell whether this installation is old enough that anything may go: its first event tells (1 query)."""
+    first = Event.objects.order_by("pk").values_list("created_at", flat=True).first()
+    return first is not None and first < cutoff()
+
+
 def prune() -> str:
     """Delete what is older than RETENTION_DAYS and explains nothing within them; returns what, "" for nothing.
 

@@ -44,5 +44,6 @@ jobs.register(
         period=timedelta(hours=1),
         queue=settings.LIGHT_QUEUE,
         help="Delete decisions, events, runs and models that are older than RETENTION_DAYS and explain nothing since.",
+        due="ops_app.retention.is_due",
     )
 )

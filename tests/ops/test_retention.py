@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from coverage_app.models import UniverseRefresh
 from ops_app import alerts, clock, jobs, journal, leases, plugins, retention
 from ops_app.clock import SimulatedClock
-from ops_app.models import Alert, Event
+from ops_app.models import Alert, Event, JobRun
 from tests.factories import (
     DAY,
     EPOCH,
@@ -270,5 +270,12 @@ def test_nothing_is_pruned_while_a_backup_copies() -> None:
     assert retention.prune() == "1 decisions"
 
 
-def test_it_is_a_job() -> None:
-    assert jobs.find("ops.retention").function == "ops_app.retention.prune"
+def test_the_job_leaves_a_run_only_once_the_installation_is_old_enough(sim: SimulatedClock) -> None:
+    journal.record("set_up", "the first event")
+    bot = BotFactory()
+    DecisionFactory(bot=bot, bar_at=EPOCH)
+    assert jobs.run_job("ops.retention") == ""
+    assert not JobRun.objects.exists()
+    sim.advance(366 * DAY)
+    assert jobs.run_job("ops.retention") == "1 decisions, 1 events"
+    assert JobRun.objects.get().result == "1 decisions, 1 events"
