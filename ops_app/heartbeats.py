@@ -14,6 +14,11 @@ from ops_app import clock
 from ops_app.models import Heartbeat
 from ops_app.prepared import Prepared
 
+_said: dict[str, tuple[Any, ...]] = {}
+"""What this process last said of itself, by name: usually only the time is new."""
+_again = Prepared(
+    lambda name, pid, host, *, now: (Heartbeat.objects.filter(name=name, pid=pid, host=host), {"beat_at": now})
+)
 _ages = Prepared(
     lambda *, database_now: Heartbeat.objects.annotate(database_now=database_now).values_list(
         "beat_at", "ttl_seconds", "database_now"
@@ -49,8 +54,12 @@ def beat(name: str, kind: str, ttl_seconds: int = 60, detail: dict[str, Any] | N
         "host": socket.gethostname()[:120],
         "detail": detail or {},
     }
+    said = (kind, ttl_seconds, values["pid"], values["host"], values["detail"])
+    if _said.get(name) == said and _again.update(name, values["pid"], values["host"], now=values["beat_at"]):
+        return
     if not Heartbeat.objects.filter(name=name).update(**values):
         Heartbeat.objects.bulk_create([Heartbeat(name=name, **values)], ignore_conflicts=True)
+    _said[name] = said
 
 
 def stop(name: str) -> None:

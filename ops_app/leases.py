@@ -18,10 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.db import connection
-from django.db.models import Expression, Q
+from django.db.models import Expression, Q, QuerySet
 
 from ops_app import clock
 from ops_app.models import Lease
+from ops_app.prepared import Prepared, Time
 
 HOST_NAMESPACE = 0xEFFFFFFC
 """The inode that Linux gives to the process namespace of every host; containers have others."""
@@ -65,6 +66,14 @@ def expired(field: str = "expires_at", *, since: timedelta = timedelta(0)) -> Q:
 def unexpired(field: str = "expires_at") -> Q:
     """Match rows whose lease is not over; a row without an end matches neither this nor `expired`."""
     return Q((f"{field}__gt", clock.database_now()))
+
+
+def _renewal(name: str, token: int, ttl: timedelta, *, now: Time) -> tuple[QuerySet[Lease], dict[str, object]]:
+    held = Lease.objects.filter(name=name, token=token, expires_at__gt=now)
+    return held, {"renewed_at": now, "expires_at": now + ttl}
+
+
+_renew = Prepared(_renewal)
 
 
 @dataclass(slots=True)
@@ -146,10 +155,7 @@ def acquire(name: str, *, holder: str, ttl: timedelta) -> LeaseToken | None:
 def renew(lease: LeaseToken) -> bool:
     """Extend the lease by its ttl from now; False: it was lost (B2), stop."""
     begun = clock.boot_seconds()
-    renewed = Lease.objects.filter(unexpired(), name=lease.name, token=lease.token).update(
-        renewed_at=clock.database_now(), expires_at=ends_in(lease.ttl)
-    )
-    if renewed != 1:
+    if _renew.update(lease.name, lease.token, lease.ttl, now=clock.database_now()) != 1:
         return False
     lease.deadline = local_deadline(begun=begun, ttl=lease.ttl)
     return True

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection
 from django.db.models import Expression, QuerySet, Value
+from django.db.models.sql import UpdateQuery
 from django.db.models.sql.compiler import SQLCompiler
 
 Time = datetime | Expression
@@ -35,6 +36,7 @@ class Answer(Enum):
     EXISTS = "exists"
     ROWS = "rows"
     OBJECTS = "objects"
+    UPDATE = "update"
 
 
 class _Compiled(NamedTuple):
@@ -60,7 +62,7 @@ class Prepared:
     Raises PreparationError for one whose SQL depends on its times in any other way than through their values.
     """
 
-    def __init__(self, build: Callable[..., QuerySet[Any, Any]]) -> None:
+    def __init__(self, build: Callable[..., Any]) -> None:
         self._build = build
         self._compiled: dict[_Shape, _Compiled] = {}
 
@@ -76,7 +78,20 @@ class Prepared:
         """Return the rows of the query as objects of its model (1 query); it must ask for nothing but its columns."""
         return self._run(Answer.OBJECTS, key, times)
 
+    def update(self, *key: Hashable, **times: Time) -> int:
+        """Write to the rows of the query, and return to how many; `build` returns it with a dict of what is written."""
+        compiled, parameters = self._ready(Answer.UPDATE, key, times)
+        with connection.cursor() as cursor:
+            cursor.execute(compiled.sql, parameters)
+            return int(cursor.rowcount)
+
     def _run(self, answer: Answer, key: tuple[Hashable, ...], times: dict[str, Time]) -> list[Any]:
+        compiled, parameters = self._ready(answer, key, times)
+        with connection.cursor() as cursor:
+            cursor.execute(compiled.sql, parameters)
+            return compiled.convert(cursor.fetchall())
+
+    def _ready(self, answer: Answer, key: tuple[Hashable, ...], times: dict[str, Time]) -> tuple[_Compiled, list[Any]]:
         values = {}
         for name, time in times.items():
             value = time.value if isinstance(time, Value) else time  # a simulated clock's Value is a time like others
@@ -89,9 +104,7 @@ class Prepared:
         parameters = list(compiled.parameters)
         for index, name in compiled.places:
             parameters[index] = connection.ops.adapt_datetimefield_value(values[name])
-        with connection.cursor() as cursor:
-            cursor.execute(compiled.sql, parameters)
-            return compiled.convert(cursor.fetchall())
+        return compiled, parameters
 
     def _compile(self, shape: _Shape, times: dict[str, Time]) -> _Compiled:
         """Compile it with two sets of markers; what differs between the two are the places of the times."""
@@ -110,10 +123,14 @@ class Prepared:
     def _with_markers(self, shape: _Shape, times: dict[str, Time], marker: datetime) -> _Compiled:
         markers = {name: marker + timedelta(days=number) for number, name in enumerate(shape.names)}
         stand_ins = {name: _like(times[name], value) for name, value in markers.items()}
-        queryset = self._build(*shape.key, **{**times, **stand_ins})
+        built = self._build(*shape.key, **{**times, **stand_ins})
+        queryset, written = built if shape.answer is Answer.UPDATE else (built, None)
         if queryset.db != connection.alias:
             raise PreparationError(f"this query goes to the database {queryset.db!r}, not to {connection.alias!r}")
         query = queryset.query.exists() if shape.answer is Answer.EXISTS else queryset.query
+        if written is not None:
+            query = queryset.query.chain(UpdateQuery)
+            query.add_update_values(written)
         compiler = query.get_compiler(connection=connection)
         sql, parameters = compiler.as_sql()
         named: dict[Any, str] = {
@@ -129,6 +146,8 @@ class Prepared:
 
 def _converter(shape: _Shape, queryset: QuerySet[Any, Any], compiler: SQLCompiler) -> Callable[[list[Any]], list[Any]]:
     """Return what makes Python's values, or objects, of the database's rows."""
+    if shape.answer is Answer.UPDATE:
+        return list
     converters = compiler.get_converters([column for column, *_ in compiler.select])
 
     def rows(fetched: list[Any]) -> list[Any]:

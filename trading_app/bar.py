@@ -313,13 +313,12 @@ class BarTrader:
         return {symbol: old[held.artifact.pk] for symbol, held in covering.items() if held.artifact.pk in old}
 
     def _guard(self, covering: Mapping[str, LoadedModel]) -> float:
-        """Return the smallest share that live precision leaves to the models held: one query with its sums."""
+        """Return the smallest share that live precision leaves to the models held: three queries."""
         held = {each.artifact.pk for each in covering.values()}
         if not held:
             return 1.0
         return min(
-            (equity.performance_guard(each) for each in selectors.promises(self.bot) if each.artifact_id in held),
-            default=1.0,
+            (equity.performance_guard(each) for each in selectors.promises(self.bot, artifact_ids=held)), default=1.0
         )
 
     def _point(self, portfolio: Portfolio, closes: Mapping[str, float], open_ms: int) -> EquityPoint | None:

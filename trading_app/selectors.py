@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 
 from django.conf import settings
-from django.db.models import Count, F, Max, Q, QuerySet
+from django.db.models import Count, Max, Min, QuerySet
 
+from ops_app import clock
 from quant.outcomes import Outcome
 from trading_app.models import Bot, Decision, EquityPoint, Order, Position, RiskEvent
+from training_app.models import ModelArtifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,43 +130,36 @@ def risk_events(bot: Bot, *, limit: int = 50) -> QuerySet[RiskEvent]:
     return RiskEvent.objects.filter(bot=bot).select_related("user").order_by("-id")[:limit]
 
 
-def promises(bot: Bot, *, limit: int = 10) -> list[Promise]:
-    """Compare, for each artifact that opened positions, what it promised with what came of them. Newest first."""
-    rows = (
-        Position.objects.filter(bot=bot, closed_at__isnull=False, foreign=False, entry_decision__artifact__isnull=False)
-        .values(
-            artifact_pk=F("entry_decision__artifact_id"),
-            version=F("entry_decision__artifact__version"),
-            metrics=F("entry_decision__artifact__metrics"),
-        )
-        .annotate(trades=Count("id"), wins=Count("id", filter=Q(realised_pnl__gt=F("fees"))))
-        .order_by("-artifact_pk")[:limit]
-    )
-    found = list(rows)
-    money = _net_pnl(bot, [row["artifact_pk"] for row in found])
+def promises(bot: Bot, *, limit: int = 10, artifact_ids: Collection[int] | None = None) -> list[Promise]:
+    """Compare, for each artifact that opened positions, what it promised with what came of them. Newest first.
+
+    With `artifact_ids`, of these only: then the positions from before the oldest of them are not looked at, so that
+    what the bot asks at every bar does not cost more each month.
+    """
+    closed = Position.objects.filter(bot=bot, closed_at__isnull=False, foreign=False)
+    if artifact_ids is None:
+        closed = closed.filter(entry_decision__artifact__isnull=False)
+    else:
+        oldest = ModelArtifact.objects.filter(pk__in=artifact_ids).aggregate(at=Min("created_at"))["at"]
+        closed = closed.filter(opened_at__gte=oldest or clock.market_now(), entry_decision__artifact__in=artifact_ids)
+    sums: dict[int, tuple[int, int, Decimal]] = {}
+    # Summed in Python: SQLite would add Decimals as floats.
+    for artifact_id, pnl, fees in closed.order_by().values_list("entry_decision__artifact_id", "realised_pnl", "fees"):
+        trades, wins, net = sums.get(artifact_id, (0, 0, Decimal(0)))
+        sums[artifact_id] = (trades + 1, wins + (pnl > fees), net + pnl - fees)
+    artifacts = ModelArtifact.objects.filter(pk__in=sorted(sums, reverse=True)[:limit]).order_by("-pk")
     return [
         Promise(
-            artifact_id=row["artifact_pk"],
-            version=row["version"],
-            promised_precision=_promised(row["metrics"], "precision"),
-            promised_net_return=_promised(row["metrics"], "net_return"),
-            trades=row["trades"],
-            wins=row["wins"],
-            net_pnl=money.get(row["artifact_pk"], Decimal(0)),
+            artifact_id=pk,
+            version=version,
+            promised_precision=_promised(metrics, "precision"),
+            promised_net_return=_promised(metrics, "net_return"),
+            trades=sums[pk][0],
+            wins=sums[pk][1],
+            net_pnl=sums[pk][2],
         )
-        for row in found
+        for pk, version, metrics in artifacts.values_list("pk", "version", "metrics")
     ]
-
-
-def _net_pnl(bot: Bot, artifact_ids: list[int]) -> dict[int, Decimal]:
-    """Sum in Python: SQLite would add Decimals as floats."""
-    totals: dict[int, Decimal] = {}
-    rows = Position.objects.filter(
-        bot=bot, closed_at__isnull=False, foreign=False, entry_decision__artifact__in=artifact_ids
-    ).values_list("entry_decision__artifact_id", "realised_pnl", "fees")
-    for artifact_id, pnl, fees in rows:
-        totals[artifact_id] = totals.get(artifact_id, Decimal(0)) + pnl - fees
-    return totals
 
 
 def _promised(metrics: object, name: str) -> float | None:

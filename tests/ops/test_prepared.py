@@ -94,6 +94,44 @@ def test_the_databases_time_is_a_value_of_a_simulated_clock_and_the_databases_ow
         assert told.rows(database_now=clock.database_now()) == [("now", NOON + AGE + LATER)]
 
 
+@pytest.mark.usefixtures("runs")
+def test_objects_are_those_of_the_queryset_and_refused_when_it_asks_for_more() -> None:
+    query = Prepared(lambda *, now: started_before(now))
+    for now in (NOON, NOON + 9 * AGE * 60):
+        expected = list(started_before(now))
+        assert query.objects(now=now) == expected
+        assert [(run.started_at, run.seconds, run.result) for run in query.objects(now=now)] == [
+            (run.started_at, run.seconds, run.result) for run in expected
+        ]
+    with pytest.raises(PreparationError, match="something else than the columns of JobRun"):
+        Prepared(lambda *, now: started_before(now).values_list("slot")).objects(now=NOON)
+    with pytest.raises(PreparationError, match="something else than the columns of JobRun"):
+        Prepared(lambda *, now: started_before(now).annotate(twice=F("slot") * 2)).objects(now=NOON)
+    with pytest.raises(PreparationError, match="something else than the columns of JobRun"):
+        Prepared(lambda *, now: started_before(now).defer("result")).objects(now=NOON)
+
+
+@pytest.mark.usefixtures("runs")
+def test_an_update_writes_what_the_queryset_would_and_says_to_how_many(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    query = Prepared(
+        lambda job, least, *, now, ended: (
+            started_before(now).filter(job=job, slot__gte=least),
+            {"finished_at": ended, "seconds": F("seconds") + 1, "result": "done"},
+        )
+    )
+    for minutes, expected in ((0, 0), (60, 1), (180, 3)):
+        now = NOON + minutes * AGE + LATER
+        with django_assert_num_queries(1):
+            assert query.update("a", 1, now=now, ended=now + AGE) == expected
+    ended = NOON + 180 * AGE + LATER + AGE
+    assert list(JobRun.objects.order_by("slot").values_list("finished_at", "seconds", "result")) == [
+        (None, 0.0, ""), (ended, 2.5, "done"), (ended, 2.0, "done"), (ended, 2.5, "done"),
+    ]  # fmt: skip
+    assert query.update("b", 0, now=NOON, ended=NOON) == 0
+
+
 def test_a_text_that_depends_on_the_time_is_refused() -> None:
     def build(*, now: dt.datetime) -> QuerySet[JobRun]:
         return JobRun.objects.filter(finished_at=None) if now.year < 1905 else JobRun.objects.filter(seconds=None)

@@ -31,6 +31,15 @@ log = structlog.get_logger(__name__)
 COUNTED, DECIDED = ("new_count", "first_new_at", "last_new_at"), ("decision", "not_before")
 """What a look writes on a scope, apart: a run that ends at this moment writes `not_before` too."""
 
+# What every look reads.
+_ready = Prepared(lambda market: coverage_selectors.ready_symbols(market).values_list("pk", "code"))
+_in_runs = Prepared(
+    lambda market: RunSymbol.objects.filter(open=True, symbol__market=market).order_by().values_list("symbol_id")
+)
+_open_scopes = Prepared(
+    lambda market: TrainingRun.objects.filter(scope__market=market, state__in=OPEN_STATES).values_list("scope_id")
+)
+_pending_slots = Prepared(lambda: Activation.objects.filter(state=ActivationState.REQUESTED).values_list("slot"))
 _waited = Prepared(
     lambda market, training_mode, timeframe, *, now: TrainingScope.objects.filter(
         ~Exists(TrainingRun.objects.open().filter(scope=OuterRef("pk"))),
@@ -154,15 +163,14 @@ def _read(market: str, now: dt.datetime) -> _Plan:
         if not check_compatibility(needs, registry.facts(row.artifact))
     }
     by_id = {artifact.pk: artifact for artifact in usable.values()}
-    open_runs = TrainingRun.objects.filter(scope__market=market, state__in=OPEN_STATES)
     return _Plan(
         market=market,
         now=now,
-        ready=dict(coverage_selectors.ready_symbols(market).values_list("pk", "code")),
+        ready=dict(_ready.rows(market)),
         covering=selectors.covering_artifacts(market=market, usable=by_id),
-        in_runs=set(RunSymbol.objects.filter(open=True, symbol__market=market).values_list("symbol_id", flat=True)),
-        open_scopes=set(open_runs.values_list("scope_id", flat=True)),
-        pending_slots=set(Activation.objects.filter(state=ActivationState.REQUESTED).values_list("slot", flat=True)),
+        in_runs={symbol_id for (symbol_id,) in _in_runs.rows(market)},
+        open_scopes={scope_id for (scope_id,) in _open_scopes.rows(market)},
+        pending_slots={slot for (slot,) in _pending_slots.rows()},
         active=active,
         usable=usable,
         counted={},
