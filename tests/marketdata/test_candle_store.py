@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marketdata import monthly
 from marketdata.errors import StoreError
 from marketdata.monthly import month_bounds, month_of
 from marketdata.store import CandleStore
@@ -75,6 +76,20 @@ def test_writes_in_any_order_with_any_overlap_read_as_their_union_and_the_last_w
     part = expected.get("B/USDT:USDT", Candles.empty()).between(low, high)
     assert list(window) == (["B/USDT:USDT"] if len(part) else [])
     assert all(equal(each, part) for each in window.values())
+
+
+def test_months_that_were_written_with_another_codec_are_read_and_appended_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, symbol = CandleStore(tmp_path), "A/USDT:USDT"
+    monkeypatch.setattr(monthly, "_CODEC", "zstd")
+    store.write("x_um", "1h", {symbol: candles_at(np.arange(24))})
+    (path,) = tmp_path.rglob("*.parquet")
+    assert pq.ParquetFile(path).metadata.row_group(0).column(2).compression == "ZSTD"
+    monkeypatch.undo()
+    store.write("x_um", "1h", {symbol: candles_at(np.arange(24, 30))})
+    assert pq.ParquetFile(path).metadata.row_group(0).column(2).compression == "LZ4"
+    assert equal(store.read("x_um", "1h")[symbol], candles_at(np.arange(30)))
 
 
 def test_many_symbols_fill_several_row_groups_and_each_is_found(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -42,17 +43,19 @@ def run(scale: Scale) -> Iterator[Figure]:
                 name=name, symbols=scale.symbols, unit=SECONDS, goal=GOALS[name], value=cpu_seconds(ours),
                 limit=cpu_seconds(least), versus=versus,
             )  # fmt: skip
-        bar = 0
+        newest: dict[str, Candles] = {}
+        bars_ahead = itertools.count(1)
+
+        def arrive() -> None:
+            newest.update(next_bar(candles, next(bars_ahead)))
 
         def append() -> None:
-            nonlocal bar
-            bar += 1
-            expect(store.write(MARKET, TIMEFRAME, next_bar(candles, bar)) == 1, "no file changed")
+            expect(store.write(MARKET, TIMEFRAME, newest) == 1, "no file changed")
 
         payload = np.concatenate([np.asarray(c.close[-1:]) for c in candles.values()] * len(COLUMNS)).tobytes()
         yield Figure(
             name="store.append", symbols=scale.symbols, unit=SECONDS, goal=GOALS["store.append"],
-            value=cpu_seconds(append), limit=cpu_seconds(lambda: _write(Path(folder), payload)),
+            value=cpu_seconds(append, before=arrive), limit=cpu_seconds(lambda: _write(Path(folder), payload)),
             versus="write, fsync and rename the bytes of the new candles",
         )  # fmt: skip
 

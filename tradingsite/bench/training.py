@@ -18,6 +18,7 @@ from training_app import policies
 
 SIZES = (50,)
 GOAL_RATIO = 1.5
+RUNS = 2
 MARKET, TIMEFRAME = "bench", "1h"
 
 
@@ -34,10 +35,11 @@ def run(scale: Scale) -> Iterator[Figure]:
             result = train(panel, policies.training_spec(), progress=lambda _done, _text: None, fit=fits)
             result.model.save(Path(tempfile.mkdtemp(dir=folder)) / "model")
 
-        spent = cpu_seconds(pipeline)
+        # Both of one run: what the fits take differs from run to run.
+        spent, in_fits = min((cpu_seconds(pipeline, best_of=1), fits.seconds) for _ in range(RUNS))
         yield Figure(
-            name="training.pipeline", symbols=scale.symbols, unit=SECONDS, value=spent, limit=fits.seconds,
-            goal=GOAL_RATIO * fits.seconds, versus="the LightGBM fits inside it (folds and final model)",
+            name="training.pipeline", symbols=scale.symbols, unit=SECONDS, value=spent, limit=in_fits,
+            goal=GOAL_RATIO * in_fits, versus="the LightGBM fits inside it (folds and final model)",
         )  # fmt: skip
 
 
