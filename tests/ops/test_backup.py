@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sqlite3
 import subprocess
@@ -557,8 +558,12 @@ def test_missing_client_programs_are_named_with_the_fix(missing: str, monkeypatc
         snapshots.require_programs("pg_dump", "psql")
 
 
-def test_a_backup_is_written_down(installation: Installation, tmp_path: Path) -> None:
-    installation.do(lambda: take(tmp_path))
+def test_a_backup_and_a_restore_are_written_down(installation: Installation, tmp_path: Path) -> None:
+    backup = installation.do(lambda: take(tmp_path))
     (event,) = installation.do(lambda: list(Event.objects.filter(kind="backup_taken")))
     assert "5 files" in event.text
+    said = io.StringIO()
+    installation.do(lambda: call_command("restore", str(backup), "--force", stdout=said))
+    assert "Restored from" in said.getvalue()
+    assert installation.do(lambda: Event.objects.get(kind="restored").text).endswith(f"{backup.name}.")
     assert installation.do(lambda: ModelArtifact.objects.count()) == 1

@@ -52,8 +52,12 @@ class SqliteSnapshot:
 
     def __init__(self, path: Path) -> None:
         self._connection = _connect(path)
-        self._connection.execute("BEGIN")
-        self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # the snapshot begins with a read
+        try:
+            self._connection.execute("BEGIN")
+            self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # it begins with a read
+        except sqlite3.Error:
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         self._connection.close()

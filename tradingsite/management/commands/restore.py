@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from ops_app import guards
+from ops_app import guards, journal
 from tradingsite.backup import restoring
 from tradingsite.backup.errors import BackupError
 
@@ -41,5 +41,7 @@ class Command(BaseCommand):
         for place in aside:
             self.stdout.write(f"  what was there before: {place}")
         missing = guards.unapplied_migrations()
+        if not missing:
+            journal.record("restored", f"Everything is as it was in the backup {folder}.", subject="backup")
         after = f" It is of older code: run {guards.SETUP} first." if missing else ""
         self.stdout.write(f"Restored from {folder}.{after} Look with `doctor`, then start: python3 run.py")
