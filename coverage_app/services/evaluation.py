@@ -97,7 +97,7 @@ class _Differences:
         self.events.append((BLOCK_CLOSED, subject_of(block.code), f"{block.reason} ended: {why}."))
 
 
-def evaluate_due(*, limit: int | None = None, market: str | None = None) -> EvaluationReport:
+def evaluate_due(*, market: str | None = None) -> EvaluationReport:
     """Judge every due symbol of the market, and end the back-offs whose time has come.
 
     Safe in any number of processes: a symbol is claimed by one of them. A symbol whose judging raises keeps its blocks,
@@ -106,7 +106,7 @@ def evaluate_due(*, limit: int | None = None, market: str | None = None) -> Eval
     market = market or settings.EXCHANGE_MARKET
     now = from_ms(clock.market_now_ms())  # whole milliseconds, as the rules count
     claimed_until = now + facts.evaluation_interval()
-    rows = _claim(market, now=now, until=claimed_until, limit=limit)
+    rows = _claim(market, now=now, until=claimed_until)
     blocks = _open_blocks(market, [row.pk for row in rows], now)
     if not rows and not blocks:
         return EvaluationReport()
@@ -134,11 +134,11 @@ def hasten(symbol_ids: Iterable[int], *, now: dt.datetime) -> None:
         waiting.filter(next_evaluation_at__gt=soonest).locked().update(next_evaluation_at=soonest)
 
 
-def _claim(market: str, *, now: dt.datetime, until: dt.datetime, limit: int | None) -> list[_Due]:
+def _claim(market: str, *, now: dt.datetime, until: dt.datetime) -> list[_Due]:
     """Take the due symbols: their next time is in the database, committed, before anybody judges them."""
     with transaction.atomic():
         due = Symbol.objects.of_market(market).due_for_evaluation(now=now).claimable()
-        rows = list(due.order_by(F("next_evaluation_at").asc(nulls_first=True), "pk").values_list(*COLUMNS)[:limit])
+        rows = list(due.order_by("pk").values_list(*COLUMNS))
         if rows:
             Symbol.objects.filter(pk__in=bulk.among(row[0] for row in rows)).update(
                 next_evaluation_at=until, last_evaluated_at=now, evaluations=F("evaluations") + 1
