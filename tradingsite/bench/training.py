@@ -33,7 +33,7 @@ def run(scale: Scale) -> Iterator[Figure]:
             fits.seconds = 0.0
             panel = store.read_panel(MARKET, TIMEFRAME, symbols=worlds.codes(scale.symbols))
             result = train(panel, policies.training_spec(), progress=lambda _done, _text: None, fit=fits)
-            result.model.save(Path(tempfile.mkdtemp(dir=folder)) / "model")
+            result.model.save(Path(tempfile.mkdtemp(dir=folder)))
 
         # Both of one run: what the fits take differs from run to run.
         spent, in_fits = min((cpu_seconds(pipeline, best_of=1), fits.seconds) for _ in range(RUNS))
