@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ def client_of(address: BucketAddress) -> Any:
             from botocore.config import Config
         except ImportError as error:
             raise BucketError(f"{address}: boto3 is not installed: install requirements-scale.txt") from error
+        # Whatever LOG_LEVEL says: at `debug` it would write the headers of requests, with what is signed there.
+        logging.getLogger("botocore").setLevel(logging.WARNING)
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
