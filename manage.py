@@ -12,6 +12,8 @@ def main() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv[1] = sys.argv[1].replace("-", "_")  # verify-decisions is verify_decisions
     try:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:  # the message names the setting, the rule and the fix: a traceback hides it
