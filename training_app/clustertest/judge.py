@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.models import Count
@@ -15,7 +16,9 @@ from training_app.exceptions import ArtifactError
 from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
 
 ENDED_WITH_A_RESULT = (RunState.SUCCEEDED, RunState.REJECTED)
-RESULT_EVENTS = ("model_accepted", "model_rejected")
+RESULT_EVENTS = ("model_accepted", "model_rejected", "run_failed")
+REFUSED_BY_DATA = frozenset({"TOO_FEW_SAMPLES", "ONE_OUTCOME_ONLY"})
+"""A real end of a training, with verdicts and without a model: another attempt on the same candles says the same."""
 MOST_SENTENCES = 20
 
 
@@ -31,6 +34,10 @@ def judge_runs(market: str, *, asked: int) -> list[str]:
     )
     for run in runs:
         artifact = results.get(run.pk)
+        if told[f"run:{run.pk}"] != 1:
+            found.append(f"run {run.pk} told {told[f'run:{run.pk}']} times of its result")
+        if run.state == RunState.FAILED and code_of(run.error) in REFUSED_BY_DATA and artifact is None:
+            continue
         if run.state not in ENDED_WITH_A_RESULT:
             found.append(f"run {run.pk} is {run.state} without a result: {run.error[:200]}")
             continue
@@ -42,8 +49,6 @@ def judge_runs(market: str, *, asked: int) -> list[str]:
                 f"run {run.pk}: tokens differ: run {run.fencing_token}, artifact {artifact.fencing_token}, "
                 f"scope {run.scope.active_token}"
             )
-        if told[f"run:{run.pk}"] != 1:
-            found.append(f"run {run.pk} told {told[f'run:{run.pk}']} times of its result")
         try:
             artifacts.verify_files(artifact)
         except ArtifactError as error:
@@ -78,19 +83,14 @@ def orphans() -> list[str]:
     return [f"artifact folder {name} belongs to no row" for name in sorted(present - named)][:MOST_SENTENCES]
 
 
-def judge_jobs(*, minutes: int, every_minute: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """Return what ran, and what is wrong: a slot taken twice, an error, a job of every minute that missed one.
-
-    `minutes` is the number of whole minutes that the clusters served.
-    """
+def judge_jobs(*, least: Mapping[str, int]) -> tuple[dict[str, Any], list[str]]:
+    """Return what ran, and what is wrong: a slot taken twice, an error, a job that ran less often than `least` says."""
     runs = list(JobRun.objects.filter(slot__gt=0).order_by("pk"))
     found = [f"job {run.job} slot {run.slot}: {run.error.strip().splitlines()[-1][:200]}" for run in runs if run.error]
     slots = Counter((run.job, run.slot) for run in runs)
     found += [f"job {job} slot {slot} ran {times} times" for (job, slot), times in slots.items() if times != 1]
-    for job in every_minute:
-        ran = sum(1 for name, _ in slots if name == job)
-        if ran < minutes:
-            found.append(f"job {job} ran in {ran} of {minutes} minutes")
+    ran = Counter(job for job, _ in slots)
+    found += [f"job {job} ran {ran[job]} times, {times} at least" for job, times in least.items() if ran[job] < times]
     return {"job_runs": len(runs), "jobs": len({run.job for run in runs})}, found[:MOST_SENTENCES]
 
 
