@@ -13,6 +13,8 @@ from django.conf import settings
 
 from ops_app import clock, queue
 
+MOST_DOUBLED = 20
+"""Doubling all of them would grow without a bound while every worker trains."""
 ACCIDENTS = ("emptied", "doubled", "delayed", "reordered", "delivered again")
 
 
@@ -34,7 +36,7 @@ class BrokerChaos:
     longest_delay: float = 10.0
     queues: Sequence[str] = field(default_factory=queue.queues)
     counts: Counter[str] = field(default_factory=Counter)
-    _random: random.Random = field(init=False)
+    _random: Any = field(init=False)
     _messages: dict[str, Messages] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ def discard_messages() -> None:
 class _OrmMessages:
     """Rows of django-q2's table. A row whose lock is in the future is held back, or was fetched and not yet done."""
 
-    def __init__(self, name: str, chance: random.Random) -> None:
+    def __init__(self, name: str, chance: Any) -> None:
         from django_q.brokers import get_broker
         from django_q.models import OrmQ
 
@@ -105,7 +107,7 @@ class _OrmMessages:
         return int(self._rows().filter(pk__in=chosen).delete()[0])
 
     def double(self) -> int:
-        return self._insert([row.payload for row in self._waiting()])
+        return self._insert([row.payload for row in self._waiting()][:MOST_DOUBLED])
 
     def delay(self, seconds: float) -> int:
         waiting = [row.pk for row in self._waiting()]
@@ -129,7 +131,7 @@ class _OrmMessages:
 class _RedisMessages:
     """A list of Redis; what is held back is kept here until its time has come."""
 
-    def __init__(self, name: str, chance: random.Random) -> None:
+    def __init__(self, name: str, chance: Any) -> None:
         from django_q.brokers import get_broker
 
         self._random = chance
@@ -156,8 +158,8 @@ class _RedisMessages:
         return len(self._take([payload for payload in self._waiting() if self._random.random() < share]))
 
     def double(self) -> int:
-        waiting = self._waiting()
-        return int(self._redis.rpush(self._key, *waiting) and len(waiting)) if waiting else 0
+        doubled = self._waiting()[:MOST_DOUBLED]
+        return int(self._redis.rpush(self._key, *doubled) and len(doubled)) if doubled else 0
 
     def delay(self, seconds: float) -> int:
         taken = self._take(self._waiting())
