@@ -22,20 +22,23 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.soak, pytest.mark.django_db(transaction=True)]
 
 
-def test_a_day_of_passes_does_only_what_has_a_cause(small_world: Any) -> None:
-    report = Soak(days=1, seed=3).run()
+HALF_A_DAY = 12 * 60  # passes of a minute
+
+
+def test_half_a_day_of_passes_does_only_what_has_a_cause(small_world: Any) -> None:
+    report = Soak(days=1, seed=3, passes_per_day=HALF_A_DAY).run()
     assert report.violations == []
     totals = report.totals
     assert totals.runs == totals.causes >= 1
     assert totals.reloads == totals.activations
     assert 0 < report.queries_per_idle_pass <= 3
     assert totals.runs <= 24 / small_world.TRAIN_MIN_INTERVAL_HOURS + 1, "I5"
-    symbols = totals.evaluations / 288
+    symbols = totals.evaluations / (HALF_A_DAY / 5)
     assert 1 < symbols < 30, "about one evaluation per symbol and five minutes, none on every pass"
 
 
-def test_a_chaotic_day_breaks_no_invariant(small_world: Any) -> None:
-    report = Soak(days=1, seed=5, chaos=True).run()
+def test_half_a_chaotic_day_breaks_no_invariant(small_world: Any) -> None:
+    report = Soak(days=1, seed=5, chaos=True, passes_per_day=HALF_A_DAY).run()
     assert report.violations == []
     assert sum(report.chaos.values()) > 0
     assert report.totals.runs == report.totals.causes
@@ -43,7 +46,7 @@ def test_a_chaotic_day_breaks_no_invariant(small_world: Any) -> None:
 
 def test_a_market_without_anything_to_learn_gets_no_model_and_no_loop(small_world: Any) -> None:
     small_world.SIM_LEARNABLE = False
-    report = Soak(days=1, seed=2).run()
+    report = Soak(days=1, seed=2, passes_per_day=HALF_A_DAY // 2).run()
     assert report.violations == []
     assert (report.totals.activations, report.totals.trades) == (0, 0)
     assert 1 <= TrainingRun.objects.count() <= 3
