@@ -77,11 +77,12 @@ def update_rows(
     table, pk = _quoted(meta.db_table), _quoted(key.column)
     before, tables = "", source.table()
     if connection.vendor == "postgresql":
+        # One table of rows and their locks: two of them, joined, would be compared each row with each.
         before = (
-            f"WITH given AS MATERIALIZED (SELECT value FROM {tables}), locked AS (SELECT {pk} FROM {table} "  # noqa: S608
-            f"WHERE {pk} IN (SELECT {source.value(key, 'given')} FROM given) ORDER BY {pk} FOR NO KEY UPDATE) "
+            f"WITH locked AS MATERIALIZED (SELECT r.value FROM {table} JOIN {tables} "  # noqa: S608
+            f"ON {table}.{pk} = {source.value(key)} ORDER BY {table}.{pk} FOR NO KEY UPDATE OF {table}) "
         )
-        tables = f"given AS r JOIN locked ON locked.{pk} = {source.value(key)}"
+        tables = "locked AS r"
     assignments = ", ".join(f"{_quoted(field.column)} = {source.value(field)}" for field in targets)
     parameters = source.parameters if before else [*source.parameters[1:], source.parameters[0]]
     conditions = [f"{table}.{pk} = {source.value(key)}"]
@@ -130,7 +131,7 @@ class _Source:
         self.parameters.append(self._payload)
         return "json_each(%s) AS r" if connection.vendor == "sqlite" else "jsonb_array_elements(%s::jsonb) AS r(value)"
 
-    def value(self, field: Any, table: str = "r") -> str:
+    def value(self, field: Any) -> str:
         # Without its length: an explicit cast to varchar(40) would cut a longer text in silence.
         kind = (field.rel_db_type(connection) if field.primary_key else field.db_type(connection)).partition("(")[0]
         if field in self._shared:
@@ -138,8 +139,8 @@ class _Source:
             return "%s" if connection.vendor == "sqlite" else f"%s::{kind}"
         place = self._places[field]
         if connection.vendor == "sqlite":
-            return f"json_extract({table}.value, '$[{place}]')"
-        return f"({table}.value->>{place})::{kind}"
+            return f"json_extract(r.value, '$[{place}]')"
+        return f"(r.value->>{place})::{kind}"
 
 
 def _converter(field: Any) -> Callable[[Any], Any]:

@@ -81,8 +81,7 @@ def _broken(scale: Scale) -> int:
 
 
 def _forget() -> None:
-    Block.objects.all().delete()
-    Event.objects.all().delete()
+    worlds.empty(Block, Event)
 
 
 def _break(scale: Scale) -> None:

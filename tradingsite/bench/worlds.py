@@ -6,6 +6,7 @@ import datetime as dt
 
 import numpy as np
 from django.conf import settings
+from django.db import connection, models
 
 from coverage_app.models import Block, Symbol
 from ops_app import bulk
@@ -26,10 +27,16 @@ def codes(count: int) -> tuple[str, ...]:
     return tuple(f"C{number:05d}/USDT:USDT" for number in range(count))
 
 
+def empty(*tables: type[models.Model]) -> None:
+    """Delete every row, without Django's look at each."""
+    with connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f'DELETE FROM "{table._meta.db_table}"')  # noqa: S608 - a name that comes from the model
+
+
 def fill_symbols(scale: Scale) -> None:
     """Put nothing but `scale.symbols` healthy symbols with whole histories into the tables of coverage."""
-    for model in (Decision, Event, Block, Symbol):
-        model.objects.all().delete()
+    empty(Decision, Event, Block, Symbol)
     names = codes(scale.symbols)
     bulk.insert_columns(
         Symbol,
