@@ -51,7 +51,8 @@ class QueryCounter:
 class Soak:
     """One soak on the present database, which must be empty but for its tables.
 
-    A day may be shortened to fewer passes, as a dose for CI. `on_day` is told of each day. Once `stopped` is true no further day begins, and the report is of those that ran.
+    A day may be shortened to fewer passes, as a dose for CI. `on_day` is told of each day. Once `stopped` is true no
+    further day begins, and the report is of those that ran.
     """
 
     days: int
