@@ -15,7 +15,7 @@ from django.urls import reverse
 
 from coverage_app.choices import BlockReason
 from ops_app.doctor import Level
-from tests.factories import EPOCH, BlockFactory, BotFactory, PositionFactory, SymbolFactory, UserFactory
+from tests.factories import EPOCH, ArtifactFactory, BlockFactory, BotFactory, PositionFactory, SymbolFactory, UserFactory
 from tests.trading.conftest import HOUR, World
 from trading_app import doctor_checks, metrics_sources, selectors
 from trading_app.explaining import UnknownCodeError, explain
@@ -112,6 +112,12 @@ def test_the_promise_is_compared_with_what_the_trades_made(world: World) -> None
     assert promise.wins == sum(each.realised_pnl > each.fees for each in closed)
     assert promise.net_pnl == sum(each.realised_pnl - each.fees for each in closed)
     assert (promise.promised_precision, promise.promised_net_return) == (0.6, 0.002)
+    # What the bot asks at every bar: of the models that it holds only.
+    other = ArtifactFactory(created_at=EPOCH - HOUR)
+    bot = Bot.objects.get()
+    assert selectors.promises(bot, artifact_ids={promise.artifact_id, other.pk}) == [promise]
+    assert selectors.promises(bot, artifact_ids={other.pk}) == []
+    assert selectors.promises(bot, artifact_ids=set()) == []
 
 
 # --- admin
