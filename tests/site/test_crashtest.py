@@ -124,6 +124,14 @@ def test_a_process_that_nobody_looks_after_is_an_orphan(
     assert not test.report.ok
 
 
+def test_a_test_that_hits_nobody_ends_and_is_no_success(tmp_path: Path) -> None:
+    test = new_test(tmp_path)
+    test.strikes = 1
+    while not test._over():
+        test._pass_over("kill bot main, nobody was there")
+    assert test.report.violations == ["20 strikes hit nobody, the last one: kill bot main, nobody was there"]
+
+
 @pytest.mark.parametrize("wrong", ["orphans", "zombies", "lost", "slow", "violations"])
 def test_a_report_is_good_only_when_nothing_is_wrong(wrong: str) -> None:
     report = CrashReport({})

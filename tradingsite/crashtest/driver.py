@@ -39,7 +39,7 @@ BUSY_SECONDS = 30.0
 WORK_SECONDS = (2.0, 6.0)
 SETTLE_SECONDS = 12.0
 """Longer than a new owner of an account waits before its first order (B5)."""
-MAX_VIOLATIONS = 20
+MAX_VIOLATIONS = MAX_PASSED_OVER = 20
 
 
 class NotStartedError(RuntimeError):
@@ -60,6 +60,7 @@ class CrashTest:
     say: Callable[[str], None] = lambda _text: None
     _numbers: int = 0
     _ring_at: float = 0.0
+    _passed_over: int = 0
     _began: float = field(init=False, default=0.0)
 
     def run(self) -> CrashReport:
@@ -85,7 +86,7 @@ class CrashTest:
         done = sum(self.report.strikes.values())
         if self.strikes is not None and done >= self.strikes:
             return True
-        if len(self.report.violations) > MAX_VIOLATIONS:
+        if len(self.report.violations) > MAX_VIOLATIONS or self._passed_over >= MAX_PASSED_OVER:
             return True
         return self.seconds is not None and clock.monotonic() - self._began >= self.seconds
 
@@ -156,7 +157,7 @@ class CrashTest:
             return
         victim = self._victim(strike, before, run)
         if victim is None or not alive(victim):
-            self.say(f"passed over: {strike.name}, nobody was there")
+            self._pass_over(f"{strike.name}, nobody was there")
             return
         struck = clock.monotonic()
         at = self._hit(strike, victim, run)
@@ -166,6 +167,12 @@ class CrashTest:
         self._note(strike, took if back else None, struck)
         self._collateral(strike, before)
         self._leftovers(None, strike.name)
+
+    def _pass_over(self, why: str) -> None:
+        self.say(f"passed over: {why}")
+        self._passed_over += 1
+        if self._passed_over == MAX_PASSED_OVER:
+            self.report.violations.append(f"{MAX_PASSED_OVER} strikes hit nobody, the last one: {why}")
 
     def _hit(self, strike: Strike, victim: int, run: TrainingRun | None) -> float:
         """Do it; returns the time from which the recovery is counted."""
@@ -210,16 +217,25 @@ class CrashTest:
 
     def _training(self) -> TrainingRun | None:
         """Let something be trained, as a person asks for it, and return the run when its trainer is in the middle."""
-        with suppress(RunRefused):
-            services.train_now()
         found: list[TrainingRun] = []
+        refused = ""
 
         def in_the_middle() -> bool:
+            nonlocal refused
             found[:] = TrainingRun.objects.filter(state=RunState.RUNNING, stage__startswith="fold")
+            if not found and not TrainingRun.objects.open().exists():  # not asked yet, refused, or ended unseen
+                try:
+                    services.train_now()
+                    refused = ""
+                except RunRefused as error:
+                    refused = str(error)
             return bool(found)
 
         if self._wait(in_the_middle, TRAINING_SECONDS):
             return found[0]
+        if refused:
+            self._pass_over(refused)
+            return None
         open_runs = list(TrainingRun.objects.open().values_list("pk", "state", "stage", "attempt", "not_before"))
         self.report.violations.append(f"no training came to its folds within {TRAINING_SECONDS:.0f} s: {open_runs}")
         return None

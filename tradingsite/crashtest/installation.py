@@ -15,7 +15,7 @@ from django.conf import settings
 
 from ops_app import clock, heartbeats
 from ops_app.management.commands import runall
-from ops_app.process import ROOT, manage_command
+from ops_app.process import manage_command, spawn
 from ops_app.supervisor import Supervisor
 from tradingsite.crashtest import processes
 from tradingsite.crashtest.processes import Picture
@@ -89,13 +89,12 @@ class WholeInstallation(Installation):
 
     def start(self) -> None:
         self._output: IO[bytes] = self.said.open("wb")
-        self._process = subprocess.Popen(
+        self._process = spawn(
             manage_command("runall", "--quiet"),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            death_signal=signal.SIGTERM,  # a test that is killed itself leaves nothing running
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            new_session=True,
         )
 
     @property
