@@ -15,7 +15,15 @@ from django.urls import reverse
 
 from coverage_app.choices import BlockReason
 from ops_app.doctor import Level
-from tests.factories import EPOCH, ArtifactFactory, BlockFactory, BotFactory, PositionFactory, SymbolFactory, UserFactory
+from tests.factories import (
+    EPOCH,
+    ArtifactFactory,
+    BlockFactory,
+    BotFactory,
+    PositionFactory,
+    SymbolFactory,
+    UserFactory,
+)
 from tests.trading.conftest import HOUR, World
 from trading_app import doctor_checks, metrics_sources, selectors
 from trading_app.explaining import UnknownCodeError, explain
