@@ -31,7 +31,7 @@ def hammer(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """Run the command on the database that this test run uses; return its exit code and report."""
     environment = {**os.environ, "DATA_DIR": str(folder), "DJANGO_SETTINGS_MODULE": "tradingsite.settings"}
     done = subprocess.run(
-        [sys.executable, "manage.py", "locktest", "--processes", "4", "--kill", "--lease", "0.6", "--json", *options],
+        [sys.executable, "manage.py", "locktest", "--kill", "--lease", "0.6", "--json", *options],
         cwd=ROOT, env=environment, check=False, timeout=PATIENCE, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout, done.stderr[-3000:]
@@ -43,7 +43,7 @@ def hammer(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
 @pytest.mark.database
 @pytest.mark.slow
 def test_t9_processes_that_are_killed_and_frozen_break_nothing(tmp_path: Path) -> None:
-    code, report = hammer(tmp_path, "--seconds", "8")
+    code, report = hammer(tmp_path, "--processes", "4", "--seconds", "8")
     assert (report["violations"], report["crashed"]) == (0, []), report
     assert code == 0
     assert report["lost"] == report["two_results"] == report["symbol_in_two_runs"] == 0
@@ -57,7 +57,7 @@ def test_t9_processes_that_are_killed_and_frozen_break_nothing(tmp_path: Path) -
 @pytest.mark.database
 @pytest.mark.slow
 def test_t4_without_the_fence_the_same_hammer_is_convicted(tmp_path: Path) -> None:
-    code, report = hammer(tmp_path, "--seconds", "10", "--no-fence")
+    code, report = hammer(tmp_path, "--processes", "6", "--seconds", "10", "--no-fence")
     assert report["crashed"] == []
     assert report["stale_tokens_accepted"] > 0, report
     assert code == 1

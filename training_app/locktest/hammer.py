@@ -120,6 +120,7 @@ class Hammer:
             parent_pid=os.getpid(),
             fence=self.plan.fence,
         )
+        self.board.seen[slot] = worker.GO
         connections.close_all()
         require_fork_safe()
         process = _context.Process(target=worker.run, args=(self.board, orders), daemon=True)
@@ -192,11 +193,14 @@ class Hammer:
                 self.victims[slot] = self._start(slot)
 
     def _drain(self) -> float:
-        """Wait until no run is open, but not for ever: who cannot end is lost. Returns the seconds."""
+        """Wait until nobody asks for runs any more and none is open, but not for ever. Returns the seconds."""
         began = clock.monotonic()
         longest = max(DRAIN_SECONDS, DRAIN_LEASES * self.plan.lease)
-        while clock.monotonic() - began < longest and TrainingRun.objects.open().exists():
+        while clock.monotonic() - began < longest:
             self._replace_the_crashed()
+            asking = any(seen == worker.GO for seen in self.board.seen[: self.plan.processes])
+            if not asking and not TrainingRun.objects.open().exists():
+                break
             clock.sleep(10 * LOOK_SECONDS)
         return clock.monotonic() - began
 

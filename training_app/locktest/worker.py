@@ -40,13 +40,15 @@ FREE, HOLDING, PUBLISHING = 0, 1, 2
 GO, FINISH, STOP = 0, 1, 2
 STUBBORN, OVERSLEEPS = 0.7, 0.4
 """Share of executions that never look at their own clock, and of those the share that oversleeps its lease."""
+LONGEST_SLEEP = 4.0
+"""In leases."""
 BACK_OFFS = (BlockReason.TRAINING_FAILED, BlockReason.MODEL_REJECTED)
 
 
 class Board(Structure):
-    """Memory that all processes share: what the hammer wants, and what this process is doing."""
+    """Memory that all processes share: what the hammer wants, and for each process what it saw of that and does."""
 
-    _fields_ = [("phase", c_int), ("doing", c_int * 64), ("claims", c_int * 64)]
+    _fields_ = [("phase", c_int), ("seen", c_int * 64), ("doing", c_int * 64), ("claims", c_int * 64)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,11 @@ class Worker:
 
     def work(self) -> None:
         """Do random steps until nobody wants more."""
-        while self.board.phase != STOP:
+        while (phase := self.board.phase) != STOP:
             self._doing(FREE)
+            self.board.seen[self.orders.slot] = phase  # from here on nothing is asked for but in this phase
             try:
-                if not self._step():
+                if not self._step(finishing=phase == FINISH):
                     clock.sleep(self.random.uniform(0, 2 * STEP_SECONDS))
             except RunLost:
                 self._tell("refused")
@@ -150,8 +153,7 @@ class Worker:
                 self._tell("database_error", text=str(error).strip().partition("\n")[0])
                 connection.close()
 
-    def _step(self) -> bool:
-        finishing = self.board.phase == FINISH
+    def _step(self, *, finishing: bool) -> bool:
         draw = self.random.random()
         if draw < 0.15 and not finishing:
             return self._request()
@@ -235,12 +237,22 @@ class Worker:
         stages = self.random.randint(0, 3)
         overslept = self.random.randint(0, stages) if self.random.random() < OVERSLEEPS else None
         for stage in range(stages + 1):
-            leases_slept = self.random.uniform(1.2, 2.2) if stage == overslept else self.random.uniform(0, 0.3)
-            clock.sleep(leases_slept * self.lease)
+            clock.sleep(self.random.uniform(0, 0.3) * self.lease)
+            if stage == overslept:
+                self._oversleep(claim)
             if stage < stages:
                 services.heartbeat(claim, stage / 4, f"fold {stage}", line=f"fold {stage}")
                 self._tell("beat", claim.run_id, claim.token)
         self._end(claim)
+
+    def _oversleep(self, claim: services.Claim) -> None:
+        """Sleep until another has the run (or nobody came for long), as after a long pause of the whole host."""
+        give_up = clock.monotonic() + LONGEST_SLEEP * self.lease
+        while (
+            TrainingRun.objects.filter(pk=claim.run_id, fencing_token=claim.token).exists()
+            and clock.monotonic() < give_up
+        ):
+            clock.sleep(STEP_SECONDS)
 
     def _end(self, claim: services.Claim) -> None:
         draw = self.random.random()
