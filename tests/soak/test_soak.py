@@ -65,7 +65,9 @@ def test_the_command_refuses_a_soak_of_no_days() -> None:
 
 def test_the_report_is_one_json_object_with_the_promised_names() -> None:
     report = SoakReport(settings={"days": 1})
-    report.days.append(Day(date="2026-01-05", counts=Counts(runs=1), queries_per_pass=20.0, cpu_seconds=1.0))
+    report.days.append(
+        Day("2026-01-05", Counts(runs=1), queries_per_pass=20.0, cpu_seconds=1.0, violations=["I3: A", "I5: B"])
+    )
     told = json.loads(json.dumps(report.to_dict()))
     assert {"totals", "queries_per_idle_pass", "days", "violations"} <= told.keys()
     names = {
@@ -73,3 +75,4 @@ def test_the_report_is_one_json_object_with_the_promised_names() -> None:
     }  # fmt: skip
     assert names <= told["totals"].keys()
     assert names <= told["days"][0].keys()
+    assert told["days"][0]["violations"] == 2

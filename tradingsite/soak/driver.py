@@ -103,6 +103,7 @@ class _World:
     def day(self, passes: int) -> Day:
         """Run so many passes, then ask the rows for everything that must never be true."""
         began, date = time.process_time(), f"{self.simulated.now:%Y-%m-%d}"
+        known = len(self.report.violations)
         queries = sum(self._pass() for _ in range(passes))
         self.bot_watch.end_of_day()
         self.report.violations += invariants.broken()
@@ -112,6 +113,7 @@ class _World:
             counts=self.report.totals.minus(before),
             queries_per_pass=queries / passes,
             cpu_seconds=time.process_time() - began,
+            violations=self.report.violations[known:],
         )
         self.report.days.append(day)
         return day

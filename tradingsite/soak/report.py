@@ -26,12 +26,16 @@ class Counts:
 
 @dataclass(slots=True)
 class Day:
-    """A simulated day. `queries_per_pass` is the mean over all passes, `cpu_seconds` what the day cost."""
+    """A simulated day. `queries_per_pass` is the mean over all passes, `cpu_seconds` what the day cost.
+
+    `violations` are those that were found in it.
+    """
 
     date: str
     counts: Counts
     queries_per_pass: float
     cpu_seconds: float
+    violations: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -39,6 +43,7 @@ class Day:
             **asdict(self.counts),
             "queries_per_pass": round(self.queries_per_pass, 2),
             "cpu_seconds": round(self.cpu_seconds, 3),
+            "violations": len(self.violations),
         }
 
 

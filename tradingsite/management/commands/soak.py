@@ -48,6 +48,8 @@ class Command(BaseCommand):
         def show(day: Day) -> None:
             shown = "  ".join(f"{name} {value}" for name, value in day.to_dict().items() if name != "date")
             progress.write(f"{day.date}  {shown}", lambda text: text)
+            for sentence in day.violations:  # at once: a year is long
+                progress.write(sentence)
             progress.flush()
 
         told_to_stop = threading.Event()
