@@ -195,7 +195,8 @@ class Hammer:
     def _drain(self) -> float:
         """Wait until nobody asks for runs any more and none is open, but not for ever. Returns the seconds."""
         began = clock.monotonic()
-        longest = max(DRAIN_SECONDS, DRAIN_LEASES * self.plan.lease)
+        patience = DRAIN_SECONDS if self.plan.fence else 0.0  # what the control has lost does not come back
+        longest = max(patience, DRAIN_LEASES * self.plan.lease)
         while clock.monotonic() - began < longest:
             self._replace_the_crashed()
             asking = any(seen == worker.GO for seen in self.board.seen[: self.plan.processes])
