@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.calibration import fit_platt
+from quant.drift import make_reference, window_of
 from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
 from quant.metrics import (
     brier_score,
@@ -54,6 +55,7 @@ MIN_TRADED_SHARE = 0.02
 PROBE_ROWS = 8
 OVERFITTING_THRESHOLDS = 12
 OVERFITTING_BLOCKS = 10
+DRIFT_WINDOW_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """A model with its measurements. ``dropped`` says for each symbol left out why; times are ms."""
+    """A model with its measurements. ``dropped`` says for each symbol left out why; times are ms.
+
+    ``reference`` is what the features of the development samples looked like (`quant.drift`).
+    """
 
     model: MetaModel
     metrics: dict[str, Any]
@@ -79,6 +84,7 @@ class TrainingResult:
     data_end_ms: int
     data_hash: str
     champion_metrics: dict[str, Any] | None
+    reference: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gates_passed(self) -> bool:
@@ -195,6 +201,12 @@ def train(
         data_end_ms=int(panel.open_time[-1]) + panel.step_ms,
         data_hash=panel.content_hash(),
         champion_metrics=champion_metrics,
+        reference=make_reference(
+            develop.X,
+            spec.schema.names,
+            develop.t0,
+            window=window_of(int(develop.t0[-1] - develop.t0[0]) + 1, DRIFT_WINDOW_DAYS * day),
+        ),
     )
 
 

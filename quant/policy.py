@@ -276,6 +276,7 @@ class RunCause(StrEnum):
 
     NO_MODEL = "NO_MODEL"
     NEW_SYMBOLS = "NEW_SYMBOLS"
+    DRIFT = "DRIFT"
     SCHEDULED = "SCHEDULED"
     MANUAL = "MANUAL"
 
@@ -322,7 +323,8 @@ class ScopeFacts:
     ``trainable_symbols`` counts the symbols that a run would train: history sufficient and no open block.
     ``new_symbols`` counts those of them that the active model does not cover, with the first and last time at which
     one of them became trainable. ``failures`` counts consecutive ended runs without an accepted model (failed or
-    rejected); ``last_run_ms`` is the START of the newest run, ``last_run_ended_ms`` its end.
+    rejected); ``last_run_ms`` is the START of the newest run, ``last_run_ended_ms`` its end. ``drift_ms`` is when the
+    watch of the active model asked for a training that no run has answered yet, ``drift`` what it saw.
     """
 
     scope: str
@@ -337,6 +339,8 @@ class ScopeFacts:
     last_run_ended_ms: int | None = None
     failures: int = 0
     manual_requested_ms: int | None = None
+    drift_ms: int | None = None
+    drift: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +357,8 @@ def run_due(facts: ScopeFacts, now_ms: int, policy: TrainingPolicy | None = None
     """Decide whether a run of this scope starts now, and for which cause.
 
     ``min_train_interval_ms`` holds for every cause, also for a person's request (I5); the back-off after failures
-    and the debounce do not hold for a person's request. Causes in order: MANUAL, NO_MODEL, NEW_SYMBOLS, SCHEDULED.
+    and the debounce do not hold for a person's request. Causes in order: MANUAL, NO_MODEL, NEW_SYMBOLS, DRIFT,
+    SCHEDULED.
     """
     policy = policy or TrainingPolicy()
     if facts.open_run:
@@ -368,7 +373,8 @@ def run_due(facts: ScopeFacts, now_ms: int, policy: TrainingPolicy | None = None
     earliest_ms, code = _earliest_start(facts, policy, cause)
     not_before_ms = max(wanted_ms, earliest_ms)
     if now_ms >= not_before_ms:
-        text = reason(cause, scope=facts.scope, symbols=facts.trainable_symbols, new=facts.new_symbols)
+        why = {"why": facts.drift} if cause is RunCause.DRIFT else {}
+        text = reason(cause, scope=facts.scope, symbols=facts.trainable_symbols, new=facts.new_symbols, **why)
         return RunDecision(True, cause, not_before_ms, text)
     if wanted_ms > earliest_ms:
         code = "NOT_YET_SCHEDULED" if cause is RunCause.SCHEDULED else "DEBOUNCE"
@@ -389,6 +395,8 @@ def _run_causes(facts: ScopeFacts, policy: TrainingPolicy) -> list[tuple[RunCaus
         return causes
     if facts.new_symbols > 0:
         causes.append((RunCause.NEW_SYMBOLS, settled_ms))
+    if facts.drift_ms is not None:
+        causes.append((RunCause.DRIFT, facts.drift_ms + policy.debounce_ms))
     if facts.model_trained_ms is not None:
         causes.append((RunCause.SCHEDULED, facts.model_trained_ms + policy.retrain_interval_ms))
     return causes

@@ -7,6 +7,8 @@ class TradingConfig(AppConfig):
 
     def ready(self) -> None:
         from coverage_app.services.universe import register_holder
-        from trading_app.selectors import open_position_codes
+        from trading_app.selectors import live_records, open_position_codes
+        from training_app.watching import register_live
 
         register_holder("open positions", open_position_codes)
+        register_live(live_records)

@@ -108,4 +108,4 @@ def performance_guard(promise: Promise | None) -> float:
     """Return the share of the usual size that a model's live precision leaves."""
     if promise is None:
         return 1.0
-    return risk.performance_guard(promised=promise.promised_precision, trades=promise.trades, wins=promise.wins)
+    return promise.guard

@@ -11,6 +11,7 @@ from ops_app.metrics import labelled, register
 from trading_app import selectors
 from trading_app.choices import OrderState
 from trading_app.models import Bot, Order, Position
+from training_app.models import ActiveModel
 
 
 def trading() -> Iterable[Metric]:
@@ -26,6 +27,20 @@ def trading() -> Iterable[Metric]:
         "entries_blocked", "1: no position is opened.", "bot", ((b.name, float(bool(b.entries_blocked))) for b in bots)
     )
     yield labelled("model_reloads", "Models loaded since the bot was made.", "bot", ((b.name, b.reloads) for b in bots))
+    serving = list(ActiveModel.objects.values_list("artifact_id", flat=True))
+    promises = {
+        f"v{each.version} (#{each.artifact_id})": each
+        for bot in bots
+        for each in selectors.promises(bot, artifact_ids=serving)
+    }
+    live = ((name, each.live_precision) for name, each in promises.items() if each.live_precision is not None)
+    yield labelled("model_live_precision", "Share of its closed trades that paid.", "model", live)
+    said = ((name, each.promised_precision) for name, each in promises.items() if each.promised_precision is not None)
+    yield labelled("model_promised_precision", "Precision in its test window.", "model", said)
+    yield labelled(
+        "model_guard", "Share of the size that live precision leaves.", "model",
+        ((name, each.guard) for name, each in promises.items()),
+    )  # fmt: skip
     yield labelled("bars_missed", "Bars that closed while it was down.", "bot", ((b.name, b.missed_bars) for b in bots))
     open_now = dict(Position.objects.open().order_by().values_list("bot").annotate(n=Count("id")))
     yield labelled("positions_open", "Open positions.", "bot", ((bot.name, open_now.get(bot.pk, 0)) for bot in bots))

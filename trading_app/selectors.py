@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from django.conf import settings
@@ -13,6 +13,8 @@ from django.db.models import Count, Max, Min, QuerySet
 
 from ops_app import clock
 from quant.outcomes import Outcome
+from quant.promises import Calibration, LiveRecord, live_calibration, wilson_interval
+from quant.risk import performance_guard
 from trading_app.models import Bot, Decision, EquityPoint, Order, Position, RiskEvent
 from training_app.models import ModelArtifact
 
@@ -52,10 +54,25 @@ class Promise:
     trades: int
     wins: int
     net_pnl: Decimal
+    record: LiveRecord = field(default_factory=LiveRecord)
 
     @property
     def live_precision(self) -> float | None:
         return self.wins / self.trades if self.trades else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % bounds of the live precision."""
+        return wilson_interval(self.wins, self.trades)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return live_calibration(self.record)
+
+    @property
+    def guard(self) -> float:
+        """The share of the usual size that the performance guard leaves."""
+        return performance_guard(promised=self.promised_precision, trades=self.trades, wins=self.wins)
 
 
 def main_bot() -> Bot | None:
@@ -142,11 +159,11 @@ def promises(bot: Bot, *, limit: int = 10, artifact_ids: Collection[int] | None 
     else:
         oldest = ModelArtifact.objects.filter(pk__in=artifact_ids).aggregate(at=Min("created_at"))["at"]
         closed = closed.filter(opened_at__gte=oldest or clock.market_now(), entry_decision__artifact__in=artifact_ids)
-    sums: dict[int, tuple[int, int, Decimal]] = {}
+    sums: dict[int, _Sums] = {}
     # Summed in Python: SQLite would add Decimals as floats.
-    for artifact_id, pnl, fees in closed.order_by().values_list("entry_decision__artifact_id", "realised_pnl", "fees"):
-        trades, wins, net = sums.get(artifact_id, (0, 0, Decimal(0)))
-        sums[artifact_id] = (trades + 1, wins + (pnl > fees), net + pnl - fees)
+    columns = ("entry_decision__artifact_id", "realised_pnl", "fees", "entry_decision__probability")
+    for artifact_id, pnl, fees, probability in closed.order_by().values_list(*columns):
+        sums.setdefault(artifact_id, _Sums()).add(pnl, fees, probability)
     artifacts = ModelArtifact.objects.filter(pk__in=sorted(sums, reverse=True)[:limit]).order_by("-pk")
     return [
         Promise(
@@ -154,12 +171,51 @@ def promises(bot: Bot, *, limit: int = 10, artifact_ids: Collection[int] | None 
             version=version,
             promised_precision=_promised(metrics, "precision"),
             promised_net_return=_promised(metrics, "net_return"),
-            trades=sums[pk][0],
-            wins=sums[pk][1],
-            net_pnl=sums[pk][2],
+            trades=sums[pk].trades,
+            wins=sums[pk].wins,
+            net_pnl=sums[pk].net,
+            record=sums[pk].record(_promised(metrics, "precision")),
         )
         for pk, version, metrics in artifacts.values_list("pk", "version", "metrics")
     ]
+
+
+@dataclass(slots=True)
+class _Sums:
+    """The closed trades of a model, added up."""
+
+    trades: int = 0
+    wins: int = 0
+    net: Decimal = Decimal(0)
+    asked: int = 0
+    asked_wins: int = 0
+    probability: float = 0.0
+    variance: float = 0.0
+
+    def add(self, pnl: Decimal, fees: Decimal, probability: float | None) -> None:
+        won = pnl > fees
+        self.trades += 1
+        self.wins += won
+        self.net += pnl - fees
+        if probability is not None:
+            self.asked += 1
+            self.asked_wins += won
+            self.probability += probability
+            self.variance += probability * (1.0 - probability)
+
+    def record(self, promised: float | None) -> LiveRecord:
+        return LiveRecord(
+            self.trades, self.wins, promised, self.asked, self.asked_wins, self.probability, self.variance
+        )
+
+
+def live_records(artifact_ids: Collection[int]) -> dict[int, LiveRecord]:
+    """Return the closed trades of these artifacts by the main bot, for the watch of the active models."""
+    bot = main_bot()
+    if bot is None or not artifact_ids:
+        return {}
+    found = promises(bot, limit=len(artifact_ids), artifact_ids=artifact_ids)
+    return {each.artifact_id: each.record for each in found}
 
 
 def _promised(metrics: object, name: str) -> float | None:

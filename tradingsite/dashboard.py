@@ -28,6 +28,7 @@ CHART_CANDLES = 500
 EVENTS = 14
 ALERTS = 5
 RUNS_NAMED = 3
+WATCHES = 5
 SYMBOL_SUBJECT = coverage.subject_of("")
 PER_PAGE = 100
 #: What the dashboard's buttons say; the choice's own label explains it in full.
@@ -70,6 +71,7 @@ def overview() -> dict[str, Any]:
         "last_runs": last_runs,
         "candidate": next((run.artifact for run in last_runs if hasattr(run, "artifact")), None),
         "active": training.active_models(),
+        "watches": list(training.newest_watches().values())[:WATCHES],
         "pulses": heartbeats.pulses(),
         "alerts": Alert.objects.filter(resolved_at__isnull=True)[:ALERTS],
         "events": _notable_events(),

@@ -26,10 +26,14 @@ from training_app.models import (
     ArtifactSymbol,
     GenerationCounter,
     ModelArtifact,
+    ModelWatch,
     RunSymbol,
     TrainingRun,
     TrainingScope,
 )
+
+MOST_DRIFTED = 10
+"""Features on the page of a model; its watches show all of them."""
 
 
 class TrainingAdmin(SteeredAdmin):
@@ -125,12 +129,12 @@ class ModelArtifactAdmin(TrainingAdmin):
     search_fields = ("scope__key", "sha256")
     list_select_related = ("scope",)
     fields = (
-        ("scope", "version", "run"), "against", "gates_table", ("threshold", "score", "gates_passed"),
+        ("scope", "version", "run"), "against", "gates_table", "drift_table", ("threshold", "score", "gates_passed"),
         ("training_mode", "symbol_encoding", "timeframe", "signal"), ("schema_hash", "label_hash", "label_spec"),
         ("data_start", "data_end", "data_hash"), ("directory", "size", "sha256"), ("library_versions", "fencing_token"),
         ("retired_at", "retired_reason"), "integrity_error", "panel_symbols", "metrics",
     )  # fmt: skip
-    readonly_fields = ("gates_table", "against")
+    readonly_fields = ("gates_table", "drift_table", "against")
     inlines = (ArtifactSymbolInline,)
     actions = ("activate",)
 
@@ -163,6 +167,13 @@ class ModelArtifactAdmin(TrainingAdmin):
             "<table><tr><th>Gate</th><th>Value</th><th>Bound</th><th>Verdict</th><th>In words</th></tr>{}</table>", rows
         )
 
+    @display(description="Drift")
+    def drift_table(self, artifact: ModelArtifact) -> SafeString:
+        watch = artifact.watches.first()
+        if watch is None:
+            return format_html("{}", "not looked at yet: a worker looks at each active model once a market day")
+        return _drift_table(watch, most=MOST_DRIFTED)
+
     @admin.action(description="Activate", permissions=["steer"])
     def activate(self, request: HttpRequest, queryset: QuerySet[ModelArtifact]) -> None:
         self.run_each(request, queryset, _activate)
@@ -193,6 +204,26 @@ class ActivationAdmin(ReadOnlyAdmin):
     list_filter = ("state", "kind")
     search_fields = ("slot", "reason")
     list_select_related = ("artifact", "previous_artifact", "requested_by")
+
+
+@admin.register(ModelWatch)
+class ModelWatchAdmin(ReadOnlyAdmin):
+    list_display = (
+        "at", "artifact", "verdict", "samples", "drifted", "psi_max", "trades", "wins", "promised_precision", "guard",
+        "asks", "text",
+    )  # fmt: skip
+    list_filter = ("verdict", "asks")
+    search_fields = ("artifact__scope__key", "text")
+    list_select_related = ("artifact",)
+    fields = (
+        ("artifact", "at", "since"), ("verdict", "asks"), "text", ("samples", "drifted", "psi_max"), "drift_table",
+        ("trades", "wins", "promised_precision", "guard"),
+    )  # fmt: skip
+    readonly_fields = ("drift_table",)
+
+    @display(description="Features")
+    def drift_table(self, watch: ModelWatch) -> SafeString:
+        return _drift_table(watch)
 
 
 @admin.register(RunSymbol)
@@ -238,6 +269,28 @@ def _roll_back(row: ActiveModel, person: User) -> str:
     asked = activation.roll_back(slot=row.slot, user=person, reason="in the admin")
     return (
         f"{row.slot} goes back to {asked.artifact} and {row.artifact} is retired, as soon as a worker has verified it."
+    )
+
+
+def _drift_table(watch: ModelWatch, *, most: int | None = None) -> SafeString:
+    """Return the features by PSI, worst first."""
+    rows = format_html_join(
+        "",
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+        (
+            (
+                each["feature"], _number(each["psi"]), _number(each["bound"]),
+                f"{each['missing']:.1%} ({each['missing_before']:.1%})", "drifted" if each["drifted"] else "",
+            )
+            for each in watch.features[:most]
+        ),
+    )  # fmt: skip
+    return format_html(
+        "<p>{}: {}</p><table><tr><th>Feature</th><th>PSI</th><th>Bound</th><th>Missing (in training)</th><th></th></tr>"
+        "{}</table>",
+        f"{watch.at:%Y-%m-%d %H:%M} {watch.get_verdict_display()}",
+        watch.text,
+        rows,
     )
 
 

@@ -22,12 +22,22 @@ class RunTrigger(models.TextChoices):
     NEW_SYMBOLS = "new_symbols", "New symbols"
     NO_MODEL = "no_model", "No compatible model"
     SCHEDULED = "scheduled", "Model reached its age"
+    DRIFT = "drift", "Features or trades drifted away from the model"
     MANUAL = "manual", "By a person"
 
 
 class Verdict(models.TextChoices):
     COVERED = "covered", "Covered by the active model"
     BLOCKED = "blocked", "Blocked with a reason"
+
+
+class WatchVerdict(models.TextChoices):
+    """What a look at an active model found."""
+
+    STEADY = "steady", "As in its training"
+    DRIFTED = "drifted", "Its features have drifted"
+    BELOW_PROMISE = "below", "Its trades are below its promise"
+    TOO_LITTLE = "too_little", "Too little to judge"
 
 
 class ActivationKind(models.TextChoices):

@@ -14,6 +14,7 @@ from training_app.choices import (
     RunState,
     RunTrigger,
     Verdict,
+    WatchVerdict,
 )
 from training_app.querysets import ArtifactQuerySet, RunQuerySet
 
@@ -152,6 +153,9 @@ class ModelArtifact(models.Model):
     label_spec = models.JSONField()
     label_hash = models.CharField(max_length=64)
     library_versions = models.JSONField(default=dict)
+    drift_reference = models.JSONField(
+        default=dict, blank=True, help_text="What its features looked like in training (quant.drift)."
+    )
     threshold = models.FloatField()
     score = models.FloatField(help_text="Validation score; larger is better.")
     metrics = models.JSONField(default=dict)
@@ -251,3 +255,36 @@ class Activation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.slot}: {self.artifact_id} {self.state}"
+
+
+class ModelWatch(models.Model):
+    """A look at an active model: do its features and its trades still fit its training? Append-only.
+
+    The first look that finds that they do not `asks` for a training. The database refuses a second one of the same
+    model: a training that its drift did not cure would not cure it the next day either (I5).
+    """
+
+    artifact = models.ForeignKey(ModelArtifact, on_delete=models.PROTECT, related_name="watches")
+    at = models.DateTimeField(help_text="Market time.")
+    since = models.DateTimeField(help_text="Signals from here on were looked at, market time.")
+    samples = models.PositiveIntegerField(help_text="Signals since then.")
+    features = models.JSONField(default=list, help_text="PSI, bound and missing shares of each feature, worst first.")
+    drifted = models.PositiveSmallIntegerField(help_text="Features above their bound.")
+    psi_max = models.FloatField(null=True, blank=True, help_text="Largest PSI of a feature with a bound.")
+    trades = models.PositiveIntegerField(default=0, help_text="Closed trades that the model opened.")
+    wins = models.PositiveIntegerField(default=0)
+    promised_precision = models.FloatField(null=True, blank=True)
+    guard = models.FloatField(default=1.0, help_text="Share of the usual size that the performance guard leaves.")
+    verdict = models.CharField(max_length=10, choices=WatchVerdict)
+    text = models.CharField(max_length=500, help_text="`CODE: key=value` of what was found.")
+    asks = models.BooleanField(default=False, help_text="Asks for a training, once per model.")
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["artifact"], condition=Q(asks=True), name="a_model_asks_once_for_training")
+        ]
+        indexes = [models.Index(fields=["artifact", "-at"], name="watch_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.artifact_id} {self.at:%Y-%m-%d %H:%M} {self.verdict}"

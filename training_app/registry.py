@@ -117,7 +117,7 @@ def select_best(scope: TrainingScope, *, symbols: Iterable[str], exclude: int | 
     """
     rows = scope.artifacts.exclude(pk=exclude) if exclude is not None else scope.artifacts.all()
     now = clock.market_now()
-    artifacts = [artifact for artifact in rows if expired(artifact, now) is None]
+    artifacts = [artifact for artifact in rows.defer("drift_reference") if expired(artifact, now) is None]
     codes = codes_of(artifact.pk for artifact in artifacts)
     needs = requirement(scope.market, symbols=symbols)
     return select_best_model(needs, [facts(artifact, codes[artifact.pk]) for artifact in artifacts])

@@ -19,6 +19,7 @@ from training_app.models import (
     ArtifactSymbol,
     GenerationCounter,
     ModelArtifact,
+    ModelWatch,
     RunSymbol,
     TrainingRun,
 )
@@ -59,6 +60,7 @@ JUDGED_BY_TIME = (
     ArtifactSymbol._meta.get_field("artifact"),
     Activation._meta.get_field("artifact"),
     Activation._meta.get_field("previous_artifact"),
+    ModelWatch._meta.get_field("artifact"),
 )
 """References that do not keep a model by themselves: `_kept` says until when an activation does."""
 
@@ -95,6 +97,7 @@ def _delete_model(artifact: ModelArtifact, cutoff: dt.datetime) -> bool:
         Activation.objects.filter(artifact=artifact).delete()
         Activation.objects.filter(previous_artifact=artifact).update(previous_artifact=None)
         ArtifactSymbol.objects.filter(artifact=artifact).delete()
+        ModelWatch.objects.filter(artifact=artifact).delete()
         Event.objects.filter(subject=f"artifact:{artifact.pk}").delete()
         ModelArtifact.objects.filter(pk=artifact.pk).delete()
         _delete_runs([artifact.run_id])

@@ -48,6 +48,16 @@ jobs.register(
         due="training_app.capacity.is_due",
     )
 )
+jobs.register(
+    jobs.Job(
+        name="watch models",
+        function="training_app.tasks.watch_job",
+        period=jobs.market_period(timedelta(hours=1)),
+        queue=settings.LIGHT_QUEUE,
+        help="Compare features and trades of the active models with their training, once a market day.",
+        due="training_app.watching.is_due",
+    )
+)
 jobs.after(EVALUATE_JOB, PLAN_JOB)
 jobs.register_sweeper("training runs", sweep)
 jobs.register_sweeper("plans that waited", plan_waiting)

@@ -8,18 +8,26 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 
 from coverage_app import facts as coverage_facts
 from coverage_app.choices import BlockReason
 from coverage_app.models import Block, Symbol
-from ops_app import clock
+from ops_app import bulk, clock
 from quant.compatibility import Refusal, check_compatibility
 from quant.reasons import code_of, reason
 from quant.timeframes import timeframe_ms
 from training_app import registry
 from training_app.choices import RunState
-from training_app.models import ActiveModel, ArtifactSymbol, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
+from training_app.models import (
+    ActiveModel,
+    ArtifactSymbol,
+    ModelArtifact,
+    ModelWatch,
+    RunSymbol,
+    TrainingRun,
+    TrainingScope,
+)
 
 
 class State(StrEnum):
@@ -101,13 +109,26 @@ class RegistryEntry:
     symbols: tuple[str, ...]
 
 
-BULKY = ("metrics", "gates", "panel_symbols", "label_spec", "library_versions")
+BULKY = ("metrics", "drift_reference", "gates", "panel_symbols", "label_spec", "library_versions")
 """Columns of an artifact that compatibility does not need: with a model per symbol they are megabytes."""
 
 
 def active_models(*, market: str | None = None) -> list[ActiveSlot]:
     """Return the slots of the settings' market, mode and timeframe: at most two queries for any number."""
     return _slots(_active_rows(market))
+
+
+def newest_watches(*, market: str | None = None) -> dict[str, ModelWatch]:
+    """Return the newest look at the active model of each slot, by slot: two queries, without the features."""
+    newest = ModelWatch.objects.filter(artifact=OuterRef("artifact")).order_by("-at", "-pk").values("pk")[:1]
+    active = dict(_active_rows(market).annotate(watch=Subquery(newest)).values_list("watch", "slot"))
+    ids = bulk.among(pk for pk in active if pk is not None)
+    rows = (
+        ModelWatch.objects.filter(pk__in=ids)
+        .select_related("artifact")
+        .defer("features", *(f"artifact__{name}" for name in BULKY))
+    )
+    return {active[row.pk]: row for row in rows}
 
 
 def changed_since(generation: int, *, market: str | None = None) -> list[ActiveSlot]:
@@ -123,6 +144,7 @@ def _active_rows(market: str | None) -> QuerySet[ActiveModel]:
             artifact__timeframe=settings.TIMEFRAME,
         )
         .select_related("artifact")
+        .defer("artifact__drift_reference")
         .order_by("generation")
     )
 
@@ -316,7 +338,11 @@ def standing(run: TrainingRun, *, now: dt.datetime) -> str:
 def registry_view(*, market: str | None = None, limit: int = 200) -> list[RegistryEntry]:
     """Return the newest artifacts with every refusal against the present settings: three queries."""
     market = market or settings.EXCHANGE_MARKET
-    artifacts = list(ModelArtifact.objects.filter(scope__market=market).select_related("scope", "run")[:limit])
+    artifacts = list(
+        ModelArtifact.objects.filter(scope__market=market)
+        .select_related("scope", "run")
+        .defer("drift_reference")[:limit]
+    )
     active = {row.artifact_id: row.slot for row in ActiveModel.objects.filter(artifact__scope__market=market)}
     codes = registry.codes_of(artifact.pk for artifact in artifacts)
     needs = registry.requirement(market)

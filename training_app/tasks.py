@@ -9,14 +9,15 @@ import subprocess
 import structlog
 from django.conf import settings
 
-from ops_app import journal, process
+from ops_app import journal, process, queue
 from ops_app.choices import Severity
-from training_app import activation, policies, services
+from training_app import activation, policies, services, watching
 from training_app import housekeeping as keeping
 
 log = structlog.get_logger(__name__)
 
 TRAINER_NICE, TRAINER_OOM_SCORE = 10, 800
+WATCH_SECONDS = 600.0
 """The bot and the pages go first; when memory runs out, the training is what the kernel kills."""
 
 
@@ -80,3 +81,25 @@ def tidy_job() -> str:
     """Remove artifact directories that no row names."""
     removed = keeping.remove_orphans()
     return f"removed {', '.join(removed)}" if removed else ""
+
+
+def watch_job() -> str:
+    """Ask a worker to look at the active models."""
+    queue.enqueue(watching.WATCH_TASK, queue=settings.LIGHT_QUEUE, group="watch models")
+    return "asked for a look at the active models"
+
+
+def watch_models() -> str:
+    """Look at the active models in a child process: a light worker must not keep numba and a month of candles."""
+    if not watching.is_due():
+        return ""
+    child = process.spawn(process.manage_command("watch_models"), nice=TRAINER_NICE, oom_score_adj=TRAINER_OOM_SCORE)
+    try:
+        code = child.wait(timeout=WATCH_SECONDS)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    if code != 0:
+        raise RuntimeError(f"manage.py watch_models ended with {code}; its output is in the worker's log")
+    return "looked at the active models"

@@ -285,6 +285,20 @@ def test_i5_symbols_that_become_trainable_after_a_run_wait_for_the_interval() ->
     assert code_of(decision.reason) == "MIN_TRAIN_INTERVAL"
 
 
+def test_a_drifted_model_is_trained_anew_within_the_interval_the_debounce_and_the_back_off() -> None:
+    drifted = replace(COVERED, drift_ms=NOW, drift="FEATURES_DRIFTED: features=9")
+    early = run_due(drifted, NOW + MINUTE_MS)
+    assert (early.due, early.cause, code_of(early.reason)) == (False, RunCause.DRIFT, "DEBOUNCE")
+    decision = run_due(drifted, NOW + 2 * MINUTE_MS)
+    assert (decision.due, decision.cause) == (True, RunCause.DRIFT)
+    assert "FEATURES_DRIFTED" in details_of(decision.reason)["why"]
+    just_ran = run_due(replace(drifted, last_run_ms=NOW - MINUTE_MS), NOW + 2 * MINUTE_MS)
+    assert (just_ran.due, code_of(just_ran.reason)) == (False, "MIN_TRAIN_INTERVAL")
+    failed = run_due(replace(drifted, failures=3, last_run_ended_ms=NOW - HOUR_MS), NOW + 2 * MINUTE_MS)
+    assert (failed.due, code_of(failed.reason)) == (False, "BACK_OFF")
+    assert run_due(replace(drifted, has_compatible_model=False), NOW).cause is RunCause.NO_MODEL
+
+
 def test_failures_back_off_and_a_person_does_not_wait_for_that() -> None:
     failed = replace(
         COVERED,
@@ -318,6 +332,7 @@ scope_facts = st.builds(
     last_run_ended_ms=offsets,
     failures=st.integers(0, 9),
     manual_requested_ms=offsets,
+    drift_ms=offsets,
 )
 
 

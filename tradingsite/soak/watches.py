@@ -14,7 +14,7 @@ from quant.timeframes import floor_ms, from_ms, timeframe_ms, to_ms
 from trading_app.report import TickReport
 from tradingsite.soak.judge import LoopJudge
 from training_app.choices import OPEN_STATES, ActivationState, RunTrigger
-from training_app.models import Activation, ActiveModel, ArtifactSymbol, ModelArtifact, TrainingRun
+from training_app.models import Activation, ActiveModel, ArtifactSymbol, ModelArtifact, ModelWatch, TrainingRun
 from training_app.querysets import RunQuerySet
 
 # Looked at after every pass.
@@ -81,6 +81,12 @@ def verified_cause(run: TrainingRun) -> str:
     if run.trigger == RunTrigger.NEW_SYMBOLS:
         covered = ArtifactSymbol.objects.filter(artifact=artifact).values("symbol")
         return "new symbols" if run.run_symbols.exclude(symbol__in=covered).exists() else ""
+    if run.trigger == RunTrigger.DRIFT:
+        asked = ModelWatch.objects.filter(artifact=artifact, asks=True, at__lte=run.created_at).first()
+        if asked is None:
+            return ""
+        since = TrainingRun.objects.filter(scope=run.scope, created_at__gte=asked.at, pk__lt=run.pk)
+        return "" if since.exists() else "the model's watch saw a drift that no run had answered"
     return "a person asked" if run.requested_by_id is not None else ""
 
 

@@ -9,17 +9,15 @@ import structlog
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from ops_app import clock, heartbeats, host, jobs, queue
+from ops_app import clock, jobs, queue
 from tradingsite.soak.chaos import Accident, Chaos, trainer_of
-from training_app import execution, services
+from training_app import execution, services, watching
 from training_app.exceptions import RunLost
 from training_app.services.requests import TRAIN_TASK
 
 log = structlog.get_logger(__name__)
 
-TRAINER, WORKER = "soak-trainer", "worker of the soak"
-ALIVE_SECONDS = 150
-"""A pass is a minute: a worker that misses two is silent."""
+TRAINER = "soak-trainer"
 
 
 @dataclass(slots=True)
@@ -42,16 +40,12 @@ class Workers:
     _slots: dict[str, int] = field(default_factory=dict)
     _hangs: list[Hang] = field(default_factory=list)
     _down_until: dt.datetime | None = None
-    _share: dict[str, int] = field(default_factory=lambda: host.training_share().to_dict())
 
     def work(self, messages: list[queue.Message]) -> None:
         """Do a minute's work: sweep, run the jobs whose slot is new, and whatever was rung until nothing is left."""
         if self._down():
             messages.clear()  # nobody takes them; the rows stay, and the sweepers ring again
             return
-        heartbeats.beat(
-            WORKER, "worker", ALIVE_SECONDS, {"queue": settings.TRAINING_QUEUE, "workers": 1, **self._share}
-        )
         self._hold_hanging_trainings()
         for name, error in jobs.sweep().items():
             self.violations.append(f"sweeper {name} failed at {clock.market_now():%Y-%m-%d %H:%M}: {error}")
@@ -77,6 +71,8 @@ class Workers:
     def _run(self, message: queue.Message) -> None:
         if message.dotted == TRAIN_TASK:
             self._train(int(message.args[0]))
+        elif message.dotted == watching.WATCH_TASK:
+            watching.watch_models()  # not in a child: it would not know the simulated clock
         else:
             import_string(message.dotted)(*message.args)
 

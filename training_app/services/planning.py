@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Exists, Max, OuterRef
+from django.db.models import Exists, F, FilteredRelation, Max, OuterRef, Q
 
 from coverage_app import selectors as coverage_selectors
 from ops_app import bulk, clock
@@ -23,7 +23,14 @@ from quant.timeframes import from_ms, to_ms
 from training_app import activation, policies, registry, selectors
 from training_app.choices import OPEN_STATES, ActivationKind, ActivationState, RunTrigger
 from training_app.exceptions import ActivationRefused, RunRefused
-from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TrainingScope
+from training_app.models import (
+    Activation,
+    ActiveModel,
+    ModelArtifact,
+    RunSymbol,
+    TrainingRun,
+    TrainingScope,
+)
 from training_app.services.requests import Wish, request_run, request_runs
 
 log = structlog.get_logger(__name__)
@@ -62,8 +69,9 @@ class _Plan:
     in_runs: set[int]
     open_scopes: set[int]
     pending_slots: set[str]
-    active: dict[str, ActiveModel]
+    active: Mapping[str, ActiveModel]
     usable: dict[str, ModelArtifact]
+    asking: dict[int, tuple[dt.datetime, str]]
     counted: dict[int, TrainingScope]
     decided: dict[int, TrainingScope]
 
@@ -153,9 +161,14 @@ def train_now(*, user: User | None = None, symbols: Collection[int] | None = Non
 
 
 def _read(market: str, now: dt.datetime) -> _Plan:
-    active = {
-        row.slot: row for row in ActiveModel.objects.filter(artifact__scope__market=market).select_related("artifact")
-    }
+    rows = ActiveModel.objects.filter(artifact__scope__market=market).select_related("artifact")
+    rows = rows.defer(*(f"artifact__{name}" for name in selectors.BULKY)).annotate(
+        # What its watch asked for, at most once per model, in the same read.
+        watch=FilteredRelation("artifact__watches", condition=Q(artifact__watches__asks=True)),
+        asked_at=F("watch__at"),
+        asked_why=F("watch__text"),
+    )
+    active = {row.slot: row for row in rows}
     needs = registry.requirement(market)
     usable = {
         slot: row.artifact
@@ -173,6 +186,7 @@ def _read(market: str, now: dt.datetime) -> _Plan:
         pending_slots={slot for (slot,) in _pending_slots.rows()},
         active=active,
         usable=usable,
+        asking={row.artifact_id: (row.asked_at, row.asked_why) for row in active.values() if row.asked_at is not None},
         counted={},
         decided={},
     )
@@ -184,7 +198,9 @@ def _scopes(look: _Plan) -> Sequence[TrainingScope]:
         "market": look.market, "training_mode": settings.TRAINING_MODE, "timeframe": settings.TIMEFRAME
     }  # fmt: skip
     present = TrainingScope.objects.filter(**of_mode).annotate(
-        run_started_at=Max("runs__started_at"), run_ended_at=Max("runs__finished_at")
+        run_asked_at=Max("runs__created_at"),
+        run_started_at=Max("runs__started_at"),
+        run_ended_at=Max("runs__finished_at"),
     )
     scopes = list(present.order_by("pk"))
     if settings.TRAINING_MODE == registry.MULTI_SYMBOL:
@@ -218,6 +234,7 @@ def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: 
     serving = look.usable.get(scope.key)
     started_at = getattr(scope, "run_started_at", None)
     ended_at = getattr(scope, "run_ended_at", None)
+    drift_at, drift = _drift(scope, look, serving)
     return ScopeFacts(
         scope=scope.key,
         trainable_symbols=len(candidates),
@@ -231,7 +248,19 @@ def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: 
         last_run_ended_ms=_ms(ended_at),
         failures=scope.failures,
         manual_requested_ms=to_ms(look.now) if manual else None,
+        drift_ms=_ms(drift_at),
+        drift=drift,
     )
+
+
+def _drift(scope: TrainingScope, look: _Plan, serving: ModelArtifact | None) -> tuple[dt.datetime | None, str]:
+    """Return when the watch of the serving model asked for a training, and why, unless a run came since.
+
+    Whatever that run was asked for and became: it saw what the watch saw. A model asks once, so this ends (I5).
+    """
+    at, text = look.asking.get(serving.pk, (None, "")) if serving is not None else (None, "")
+    asked_at = getattr(scope, "run_asked_at", None)
+    return (None, "") if at is None or (asked_at is not None and asked_at >= at) else (at, text)
 
 
 def _ms(moment: dt.datetime | None) -> int | None:

@@ -56,6 +56,7 @@ def draft_artifact(claim: Claim, result: TrainingResult, written: WrittenArtifac
         threshold=result.model.threshold,
         score=result.score,
         metrics={**result.metrics, "champion": result.champion_metrics},
+        drift_reference=result.reference,
         gates=[gate.to_dict() for gate in result.gates],
         gates_passed=result.gates_passed,
         panel_symbols=list(result.panel_symbols),

@@ -1,0 +1,210 @@
+"""Watching the active models: do their features still look as in training, and do their trades keep the promise?
+
+`manage.py watch_models` does it in a process of its own, which a light worker starts once a market day: it needs numba
+and the candles of a month, and gives the memory back. Who knows the trades registers here: this app does not.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F, OuterRef, Q, QuerySet, Subquery
+
+from coverage_app.market import candle_store
+from ops_app import clock, journal
+from ops_app.choices import Severity
+from quant.promises import LiveRecord, wilson_interval
+from quant.reasons import reason
+from quant.risk import GUARD_MIN_TRADES, performance_guard
+from quant.timeframes import floor_ms, from_ms, timeframe_ms, to_ms
+from training_app import registry
+from training_app.choices import WatchVerdict
+from training_app.models import ActiveModel, ModelArtifact, ModelWatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from quant.drift import Drift
+
+log = structlog.get_logger(__name__)
+
+WATCH_TASK = "training_app.tasks.watch_models"
+EVERY = dt.timedelta(days=1)
+MOST_WATCHED = 50
+"""Models at one go, those first that were not looked at for the longest: in single_symbol mode there are hundreds."""
+WORST = 10
+CHUNK_VALUES = 2**23
+"""Features in memory at once: 32 MB."""
+
+LiveSource = Callable[[Collection[int]], Mapping[int, LiveRecord]]
+_live_sources: list[LiveSource] = []
+
+
+def register_live(source: LiveSource) -> None:
+    """Add a function that returns the closed trades of artifact ids, for those that have any."""
+    if source not in _live_sources:
+        _live_sources.append(source)
+
+
+def is_due() -> bool:
+    """Tell whether an active model was not looked at for a day: one query."""
+    return _due(clock.market_now()).exists()
+
+
+def watch_models(*, every: dt.timedelta = EVERY) -> list[ModelWatch]:
+    """Look at the active models that were not looked at for `every`, and write a row for each."""
+    now = clock.market_now()
+    chosen = [row.artifact for row in _due(now, every).select_related("artifact__scope")[:MOST_WATCHED]]
+    live: dict[int, LiveRecord] = {}
+    for source in _live_sources:
+        live |= source([artifact.pk for artifact in chosen])
+    rows = []
+    for group in _together(chosen):
+        signals = _signals(group, now)
+        for artifact in group:
+            since, features = signals[artifact.pk]
+            rows.append(_write(artifact, now, since, features, live.get(artifact.pk, LiveRecord())))
+    return rows
+
+
+def _due(now: dt.datetime, every: dt.timedelta = EVERY) -> QuerySet[ActiveModel]:
+    newest = ModelWatch.objects.filter(artifact=OuterRef("artifact")).order_by("-at").values("at")[:1]
+    active = ActiveModel.objects.filter(
+        artifact__scope__market=settings.EXCHANGE_MARKET,
+        artifact__training_mode=settings.TRAINING_MODE,
+        artifact__timeframe=settings.TIMEFRAME,
+        artifact__schema_hash=registry.feature_schema().hash,  # of others the kernel computes no features
+        artifact__created_at__lte=now - every,
+    ).annotate(watched_at=Subquery(newest))
+    waiting = active.filter(Q(watched_at=None) | Q(watched_at__lte=now - every))
+    return waiting.order_by(F("watched_at").asc(nulls_first=True), "pk")
+
+
+def _together(artifacts: list[ModelArtifact]) -> list[list[ModelArtifact]]:
+    """Group what one replay serves: models without market-wide features need no panel of their own."""
+    groups: dict[tuple[str, ...], list[ModelArtifact]] = defaultdict(list)
+    for artifact in artifacts:
+        panel = tuple(artifact.panel_symbols) if artifact.training_mode == registry.MULTI_SYMBOL else ()
+        groups[panel].append(artifact)
+    return list(groups.values())
+
+
+def _signals(artifacts: list[ModelArtifact], now: dt.datetime) -> dict[int, tuple[dt.datetime, NDArray[np.float32]]]:
+    """Return, by artifact, from when on signals were looked at, and the features at the signals of its symbols.
+
+    From one warm-up before the first window on, not from the first stored candle: what the kernel remembers from
+    before that has faded, and no share of a bin shows the difference.
+    """
+    import numpy as np  # and numba below: for a process of its own
+
+    from quant.features import FeatureState, replay
+    from quant.signals import primary_side
+
+    step_ms = timeframe_ms(settings.TIMEFRAME)
+    schema = registry.feature_schema()
+    until_ms = floor_ms(to_ms(now), step_ms)
+    since_ms = {artifact.pk: _window_start(artifact, until_ms, step_ms) for artifact in artifacts}
+    panel = candle_store().read_panel(
+        settings.EXCHANGE_MARKET,
+        settings.TIMEFRAME,
+        symbols=list(dict.fromkeys(code for artifact in artifacts for code in artifact.panel_symbols)),
+        since_ms=min(since_ms.values()) - schema.warmup * step_ms,
+        until_ms=until_ms,
+    )
+    codes = registry.codes_of(since_ms)
+    columns = {pk: np.isin(panel.symbols, codes[pk]) for pk in since_ms}
+    parts: dict[int, list[NDArray[np.float32]]] = {pk: [] for pk in since_ms}
+    state = FeatureState.create(schema, panel.n_symbols)
+    chunk = max(1, CHUNK_VALUES // (panel.n_symbols * len(schema)))
+    for start in range(0, panel.n_times, chunk):
+        part = panel.rows(start, min(start + chunk, panel.n_times))
+        features = replay(state, part)
+        for artifact in artifacts:
+            fired = primary_side(artifact.signal, features, schema) != 0
+            fired &= (part.open_time >= since_ms[artifact.pk])[:, np.newaxis] & columns[artifact.pk]
+            parts[artifact.pk].append(features[fired])
+    empty = np.empty((0, len(schema)), dtype=np.float32)
+    return {pk: (from_ms(since_ms[pk]), np.concatenate([empty, *parts[pk]])) for pk in since_ms}
+
+
+def _window_start(artifact: ModelArtifact, until_ms: int, step_ms: int) -> int:
+    """Return the open time of the first bar that counts: a window ago, and nothing that the model was fitted on."""
+    fitted_ms = (artifact.metrics.get("windows") or {}).get("development_end_ms", 0)
+    return max(until_ms - artifact.drift_reference.get("window", 0) * step_ms, int(fitted_ms))
+
+
+def _write(
+    artifact: ModelArtifact, now: dt.datetime, since: dt.datetime, features: NDArray[np.float32], live: LiveRecord
+) -> ModelWatch:
+    from quant.drift import measure_drift
+
+    drift = measure_drift(features, registry.feature_schema().names, artifact.drift_reference)
+    guard = performance_guard(promised=live.promised_precision, trades=live.trades, wins=live.wins)
+    verdict, text = judge(drift, live, guard)
+    watch = ModelWatch(
+        artifact=artifact,
+        at=now,
+        since=since,
+        samples=drift.samples,
+        features=[
+            {
+                "feature": each.name,
+                "psi": round(each.psi, 4),
+                "bound": round(each.bound, 4) if each.bound < float("inf") else None,
+                "missing": round(each.missing, 4),
+                "missing_before": round(each.missing_before, 4),
+                "drifted": drift.judged and each.drifted,
+            }
+            for each in drift.features
+        ],
+        drifted=len(drift.drifted),
+        psi_max=max((each.psi for each in drift.features if each.judged), default=None),
+        trades=live.trades,
+        wins=live.wins,
+        promised_precision=live.promised_precision,
+        guard=guard,
+        verdict=verdict,
+        text=text[:500],
+        asks=verdict in (WatchVerdict.DRIFTED, WatchVerdict.BELOW_PROMISE)
+        and not artifact.watches.filter(asks=True).exists(),
+    )
+    try:
+        with transaction.atomic():
+            watch.save(force_insert=True)
+    except IntegrityError:  # a person's command asked at this moment
+        watch.asks = False
+        watch.save(force_insert=True)
+    if watch.asks:
+        what = f"{artifact} of {artifact.scope.key} asks for a training: {text}"
+        journal.record("model_drifted", what, subject=f"artifact:{artifact.pk}", severity=Severity.WARNING)
+    return watch
+
+
+def judge(drift: Drift, live: LiveRecord, guard: float) -> tuple[WatchVerdict, str]:
+    """Return what was found and a sentence with its numbers. Trades below the promise say more than features."""
+    low, high = wilson_interval(live.wins, live.trades)
+    traded = {"trades": live.trades, "precision_low": low, "precision_high": high, "promised": live.promised_precision}
+    if guard < 1.0:
+        return WatchVerdict.BELOW_PROMISE, reason("BELOW_PROMISE", wins=live.wins, **traded, size_share=guard)
+    drifted = drift.drifted
+    if drift.strong:
+        worst = drifted[0]
+        return WatchVerdict.DRIFTED, reason(
+            "FEATURES_DRIFTED", drifted=len(drifted), features=drift.judged_features, samples=drift.samples,
+            worst=worst.name, psi=worst.psi, bound=worst.bound,
+        )  # fmt: skip
+    if not drift.judged and live.trades < GUARD_MIN_TRADES:
+        why = "too few signals since, or too short a history in training" if drift.features else "no signal to compare"
+        return WatchVerdict.TOO_LITTLE, reason(
+            "TOO_LITTLE", samples=drift.samples, trades=live.trades, need_trades=GUARD_MIN_TRADES, features=why
+        )
+    return WatchVerdict.STEADY, reason(
+        "STEADY", drifted=len(drifted), features=drift.judged_features, samples=drift.samples, trades=live.trades
+    )
