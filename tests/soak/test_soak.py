@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from coverage_app.models import Block
+from ops_app.models import Alert
 from tradingsite.soak.driver import Soak
 from tradingsite.soak.report import Counts, Day, SoakReport
 from training_app.models import TrainingRun
@@ -32,6 +33,7 @@ def test_half_a_day_of_passes_does_only_what_has_a_cause(small_world: Any) -> No
     assert totals.runs == totals.causes >= 1
     assert totals.reloads == totals.activations
     assert 0 < report.queries_per_idle_pass <= 3
+    assert not Alert.objects.filter(key="training:no_host").exists(), "the worker says that it lives"
     assert totals.runs <= 24 / small_world.TRAIN_MIN_INTERVAL_HOURS + 1, "I5"
     symbols = totals.evaluations / (HALF_A_DAY / 5)
     assert 1 < symbols < 30, "about one evaluation per symbol and five minutes, none on every pass"
