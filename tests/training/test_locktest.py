@@ -69,6 +69,15 @@ def test_a_senseless_number_is_refused(option: str, value: str) -> None:
         call_command("locktest", option, value)
 
 
+def test_the_hammers_result_has_all_that_a_real_one_has() -> None:
+    from quant.pipeline import TrainingResult
+    from training_app.locktest.worker import FakeResult
+
+    real = {each.name for each in dataclasses.fields(TrainingResult)} | {"gates_passed", "score"}
+    fake = {each.name for each in dataclasses.fields(FakeResult)} | set(dir(FakeResult))
+    assert real - fake == set()
+
+
 # --- the judge ---
 
 

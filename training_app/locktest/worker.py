@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import Structure, c_int
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,6 +87,7 @@ class FakeResult:
     data_hash: str = "0" * 64
     score: float = 0.01
     champion_metrics: dict[str, Any] | None = None
+    reference: dict[str, Any] = field(default_factory=dict)
 
     @property
     def panel_symbols(self) -> tuple[str, ...]:
