@@ -9,7 +9,7 @@ import structlog
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from ops_app import clock, jobs, queue
+from ops_app import clock, heartbeats, host, jobs, queue
 from tradingsite.soak.chaos import Accident, Chaos, trainer_of
 from training_app import execution, services, watching
 from training_app.exceptions import RunLost
@@ -17,7 +17,9 @@ from training_app.services.requests import TRAIN_TASK
 
 log = structlog.get_logger(__name__)
 
-TRAINER = "soak-trainer"
+TRAINER, WORKER = "soak-trainer", "worker of the soak"
+ALIVE_SECONDS = 150
+"""A pass is a minute: a worker that misses two is silent."""
 
 
 @dataclass(slots=True)
@@ -40,12 +42,16 @@ class Workers:
     _slots: dict[str, int] = field(default_factory=dict)
     _hangs: list[Hang] = field(default_factory=list)
     _down_until: dt.datetime | None = None
+    _share: dict[str, int] = field(default_factory=lambda: host.training_share().to_dict())
 
     def work(self, messages: list[queue.Message]) -> None:
         """Do a minute's work: sweep, run the jobs whose slot is new, and whatever was rung until nothing is left."""
         if self._down():
             messages.clear()  # nobody takes them; the rows stay, and the sweepers ring again
             return
+        heartbeats.beat(
+            WORKER, "worker", ALIVE_SECONDS, {"queue": settings.TRAINING_QUEUE, "workers": 1, **self._share}
+        )
         self._hold_hanging_trainings()
         for name, error in jobs.sweep().items():
             self.violations.append(f"sweeper {name} failed at {clock.market_now():%Y-%m-%d %H:%M}: {error}")
