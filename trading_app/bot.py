@@ -140,7 +140,7 @@ class BotRunner:
             self._work(session, newest_generation, report)
         except LeaseLost as error:
             log.warning("account_lost", account=self.bot.account, error=str(error))
-            leases.release(session.account.lease)  # if it is ours still, the next pass begins anew with a larger token
+            self._leave(session)  # if it is ours still, the next pass begins anew with a larger token
             self._session = None
             report.lease = "lost"
         except DatabaseError:
@@ -208,9 +208,17 @@ class BotRunner:
     def release(self) -> None:
         """Give the account back, so that the next bot need not wait; open positions keep their stops."""
         if self._session is not None:
-            leases.release(self._session.account.lease)
+            self._leave(self._session)
             self._session = None
         heartbeats.stop(self._heartbeat_name)
+
+    @staticmethod
+    def _leave(session: _Session) -> None:
+        """Give the account back; who has not waited out the owner before leaves the wait to the next one (B5)."""
+        if clock.monotonic() < session.orders_from:
+            leases.end(session.account.lease)
+        else:
+            leases.release(session.account.lease)
 
     def _read_row(self) -> int:
         """Read what people want, and the newest generation of a model, in one query."""

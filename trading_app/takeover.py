@@ -47,18 +47,15 @@ def wait_for_account(
     A holder lives when it renews while we look. One whose process is gone from this host need not be waited for.
     """
     first: tuple[int, dt.datetime | None] | None = None
-    dead = ""
     while not stopped():
         lease = take(bot, holder=holder, ttl=ttl)
         if lease is not None:
-            lease.left_by = lease.left_by or dead
             return lease
         row = Lease.objects.get(name=lease_name(bot))
         if leases.died_here(row.holder):
             log.warning("holder_is_dead", account=bot.account, holder=row.holder)
-            # Giving it back in the dead one's name ends the wait; what it sent may still arrive (B5).
-            dead = row.holder
-            leases.release(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
+            # What it sent may still arrive: whoever takes the account now, this process or another, must know (B5).
+            leases.end(LeaseToken(row.name, row.holder, row.token, ttl, deadline=0.0))
             continue
         seen = (row.token, row.renewed_at)
         if first is None:

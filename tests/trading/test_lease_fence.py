@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -110,3 +111,36 @@ def test_b5_an_owner_who_comes_and_dies_while_another_waits_counts_as_the_last_o
     runner = world.runner(lease_ttl=TTL)
     runner.adopt(lease)
     assert runner.tick().waiting == "RECEIVE_WINDOW"
+
+
+def test_b5_an_owner_that_is_stopped_while_it_waits_leaves_the_wait_to_the_next(world: World) -> None:
+    owner(world)
+    world.sim.advance(TTL + SECOND)
+    first = world.runner(lease_ttl=TTL)
+    assert first.tick().waiting == "RECEIVE_WINDOW"
+    first.release()
+    assert world.runner(lease_ttl=TTL).tick().waiting == "RECEIVE_WINDOW", "and nobody waits for a lease that ended"
+
+
+def test_b5_who_takes_the_account_of_a_dead_one_that_another_process_found_waits_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_between_and_killed_here(world)
+    quicker = world.runner(lease_ttl=TTL)
+    reports = []
+    take = takeover.take
+
+    def late(*args: Any, **kwargs: Any) -> takeover.LeaseToken | None:
+        """The first look finds the dead one; before the second, another process has taken the account."""
+        found = take(*args, **kwargs)
+        monkeypatch.setattr(takeover, "take", overtaken)
+        return found
+
+    def overtaken(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(takeover, "take", take)
+        reports.append(quicker.tick())
+
+    monkeypatch.setattr(takeover, "take", late)
+    waiting = takeover.wait_for_account(world.bot, holder="bot@here:2:efgh", ttl=TTL, stopped=lambda: bool(reports))
+    assert waiting is None
+    assert reports[0].waiting == "RECEIVE_WINDOW"
