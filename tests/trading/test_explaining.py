@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 from django.urls import reverse
 
 from coverage_app.choices import BlockReason
+from ops_app import metrics
 from ops_app.doctor import Level
 from tests.factories import (
     EPOCH,
@@ -28,6 +29,7 @@ from tests.trading.conftest import HOUR, World
 from trading_app import doctor_checks, metrics_sources, selectors
 from trading_app.explaining import UnknownCodeError, explain
 from trading_app.models import Bot, Decision, Position, RiskEvent
+from training_app import watching
 
 pytestmark = pytest.mark.django_db
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +122,19 @@ def test_the_promise_is_compared_with_what_the_trades_made(world: World) -> None
     assert promise.wins == sum(each.realised_pnl > each.fees for each in closed)
     assert promise.net_pnl == sum(each.realised_pnl - each.fees for each in closed)
     assert (promise.promised_precision, promise.promised_net_return) == (0.6, 0.002)
+    said = [each.entry_decision.probability for each in closed if each.entry_decision is not None]
+    assert promise.calibration is not None
+    assert promise.calibration.promised == pytest.approx(sum(said) / len(said))
+    assert promise.calibration.paid == promise.live_precision
+    low, high = promise.interval
+    assert 0 <= low <= promise.wins / promise.trades <= high <= 1
+    assert selectors.live_records in watching._live_sources, "the watch of the models asks here"
+    assert selectors.live_records([promise.artifact_id]) == {promise.artifact_id: promise.record}
+    assert selectors.live_records([]) == {}
+    exported = metrics.text().decode()
+    name = f'{{model="v{promise.version} (#{promise.artifact_id})"}}'
+    assert f"tradingbot_model_live_precision{name} {promise.live_precision}" in exported
+    assert f"tradingbot_model_guard{name} {promise.guard}" in exported
     # What the bot asks at every bar: of the models that it holds only.
     other = ArtifactFactory(created_at=EPOCH - HOUR)
     bot = Bot.objects.get()
