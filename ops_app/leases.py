@@ -26,6 +26,8 @@ from ops_app.prepared import Prepared, Time
 
 HOST_NAMESPACE = 0xEFFFFFFC
 """The inode that Linux gives to the process namespace of every host; containers have others."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Random at each start of Linux: two hosts of the same name differ in it. Other systems have none."""
 
 
 class LeaseLost(Exception):  # noqa: N818 - it names what happened, like LeaseBusy
@@ -98,8 +100,10 @@ def holder_name(kind: str) -> str:
 
 
 def _place() -> str:
-    """Return where process ids mean what they mean here: the host, and the container's process namespace if in one."""
+    """Return where process ids mean what they mean here: the host since its start, and the container's namespace."""
     host = socket.gethostname()[:40]
+    if BOOT_ID.exists():
+        host += f"+{BOOT_ID.read_text()[:8]}"
     namespace = Path("/proc/self/ns/pid")
     inode = namespace.stat().st_ino if namespace.exists() else HOST_NAMESPACE
     return host if inode == HOST_NAMESPACE else f"{host}~{inode}"

@@ -165,7 +165,7 @@ def test_holder_names_are_unique_and_fit_the_column() -> None:
 
 
 def test_a_holder_is_known_to_be_dead_only_where_its_process_number_means_something(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         living = leases.holder_name("bot").replace(f":{os.getpid()}:", f":{other.pid}:")
@@ -175,6 +175,11 @@ def test_a_holder_is_known_to_be_dead_only_where_its_process_number_means_someth
     assert leases.died_here(living)
     assert not leases.died_here("bot")
     assert not leases.died_here("")
+    # Another host of the same name, or this one before its last start, has other processes.
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(leases, "BOOT_ID", tmp_path / "boot_id")
+        (tmp_path / "boot_id").write_text("00000000-0000-4000-8000-000000000000\n")
+        assert not leases.died_here(living)
     # A container of the same host name counts its processes itself.
     monkeypatch.setattr(leases, "HOST_NAMESPACE", 1)
     assert not leases.died_here(living)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import socket
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def in_between_and_expired(world: World) -> None:
 def in_between_and_killed_here(world: World) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    holder = f"bot@{socket.gethostname()[:40]}:{ended.pid}:abcd"
+    holder = leases.holder_name("bot").replace(f":{os.getpid()}:", f":{ended.pid}:")
     assert takeover.take(world.bot, holder=holder, ttl=TTL) is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import socket
+import os
 import subprocess
 import sys
 from io import StringIO
@@ -74,7 +74,7 @@ def test_the_lease_of_a_holder_that_died_elsewhere_is_waited_for(settled: World)
 def test_a_holder_that_was_killed_on_this_host_is_not_waited_for(settled: World) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    holder = f"bot@{socket.gethostname()[:40]}:{ended.pid}:abcd"
+    holder = leases.holder_name("bot").replace(f":{os.getpid()}:", f":{ended.pid}:")
     assert takeover.take(settled.bot, holder=holder, ttl=TTL) is not None
     before = settled.sim.now
     lease = takeover.wait_for_account(settled.bot, holder="bot@here:2:efgh", ttl=TTL)
