@@ -66,8 +66,13 @@ def path_of(artifact: ModelArtifact) -> Path:
     Raises ArtifactError for a path that leaves ARTIFACTS_DIR, and ArtifactUnreachable.
     """
     directory = directory_of(artifact)
-    with _reaching(directory):
-        return artifact_storage().local(directory, partial(_is_copy_of, artifact))
+    try:
+        with _reaching(directory):
+            return artifact_storage().local(directory, partial(_is_copy_of, artifact))
+    except OSError as error:  # a full disk, say: the bot must go on with the model that it holds
+        raise ArtifactUnreachable(
+            f"{directory}: no copy can be made on this host: {error.strerror or error}"
+        ) from error
 
 
 def _is_copy_of(artifact: ModelArtifact, folder: Path) -> bool:

@@ -7,6 +7,7 @@ import datetime as dt
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.training.conftest import make_model, train_model
 from training_app import artifacts, doctor_checks, housekeeping
 from training_app.exceptions import ArtifactError, ArtifactUnreachable
 from training_app.models import TrainingScope
-from training_app.storage import ArtifactStorage, BucketStorage, FolderStorage, artifact_storage
+from training_app.storage import CACHE_FOLDER, ArtifactStorage, BucketStorage, FolderStorage, artifact_storage
 
 pytestmark = pytest.mark.django_db
 
@@ -164,6 +165,24 @@ def test_a_model_in_a_bucket_is_fetched_once_and_served_from_the_copy_while_the_
     monkeypatch.undo()
     assert artifacts.load(artifact).symbols == tuple(symbol.code for symbol in symbols)
     assert artifacts.path_of(artifact) == copy
+
+
+def test_a_host_without_room_for_a_copy_convicts_no_model_and_ends_no_bot(
+    bucket_storage: BucketStorage,
+    scope: TrainingScope,
+    symbols: list[Symbol],
+    sim: SimulatedClock,
+    sent: list[Message],
+    settings: Any,
+) -> None:
+    artifact = train_model(scope, symbols)
+    cache = Path(settings.DATA_DIR) / CACHE_FOLDER
+    shutil.rmtree(cache)
+    cache.write_text("in the way of the folder")
+    with pytest.raises(ArtifactUnreachable, match="this host can make no copy"):
+        artifacts.load(artifact)
+    cache.unlink()
+    assert artifacts.load(artifact).symbols == tuple(symbol.code for symbol in symbols)
 
 
 def test_a_host_keeps_few_copies(bucket_storage: BucketStorage, scope: TrainingScope) -> None:
