@@ -25,6 +25,9 @@ Time = datetime | Expression
 MARKERS = datetime(1901, 2, 3, 4, 5, 6, 700_001, tzinfo=UTC), datetime(1911, 12, 13, 14, 15, 16, 170_001, tzinfo=UTC)
 """Stand for the times while a query is compiled; nothing in this database is that old."""
 
+MOST_TEXTS = 200
+"""Texts that a query keeps: a key that never comes again, like a lease's token, must not fill the memory."""
+
 
 class PreparationError(RuntimeError):
     """A query cannot be compiled once for all times: its text or other parameters depend on them."""
@@ -100,7 +103,10 @@ class Prepared:
         shape = _Shape(answer, connection.vendor, key, tuple(values))
         compiled = self._compiled.get(shape)
         if compiled is None:
-            compiled = self._compiled[shape] = self._compile(shape, times)
+            compiled = self._compile(shape, times)
+            if len(self._compiled) >= MOST_TEXTS:
+                self._compiled.clear()
+            self._compiled[shape] = compiled
         parameters = list(compiled.parameters)
         for index, name in compiled.places:
             parameters[index] = connection.ops.adapt_datetimefield_value(values[name])

@@ -11,7 +11,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from ops_app import clock
 from ops_app.models import Alert, Heartbeat, JobRun
-from ops_app.prepared import PreparationError, Prepared
+from ops_app.prepared import MOST_TEXTS, PreparationError, Prepared
 
 pytestmark = pytest.mark.django_db
 NOON = dt.datetime(2026, 3, 4, 12, 0, tzinfo=dt.UTC)
@@ -157,3 +157,10 @@ def test_a_query_without_times_and_a_pattern_with_a_percent_sign_work() -> None:
     assert not query.exists()
     Alert.objects.create(created_at=NOON, key="100%_sure", text="")
     assert query.exists()
+
+
+def test_keys_that_never_come_again_do_not_fill_the_memory() -> None:
+    query = Prepared(lambda slot: JobRun.objects.filter(slot=slot))
+    for slot in range(MOST_TEXTS + 5):
+        assert not query.exists(slot)
+    assert len(query._compiled) <= MOST_TEXTS
