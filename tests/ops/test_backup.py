@@ -342,6 +342,7 @@ def damage(backup: Path, how: str) -> None:
             "newer code": {"migrations": [*raw["migrations"], ["trading_app", "9999_x"]]},
             "other counts": {"counts": {**raw["counts"], "coverage_app_symbol": 3}},
             "other format": {"format": 99},
+            "way up": {"files": [*raw["files"], {**raw["files"][0], "path": f"candles/../{raw['files'][0]['path']}"}]},
             "in a bucket": {"elsewhere": {"artifacts": "s3://a/b", "candles": "s3://a/c"}},
         }
         (backup / "manifest.json").write_text(json.dumps({**raw, **changes[how]}))
@@ -361,6 +362,7 @@ def damage(backup: Path, how: str) -> None:
         ("newer code", "newer code .*trading_app.9999_x"),
         ("other counts", "coverage_app_symbol has 2 rows, 3 were counted"),
         ("other format", "format 99"),
+        ("way up", r"candles/\.\./.* leaves the backup's folder"),
         ("in a bucket", "set STORAGE_URL"),
     ],
 )
@@ -389,6 +391,23 @@ def test_nothing_is_restored_under_a_running_installation(
     installation.do(lambda: leases.acquire("account:x", holder="a bot", ttl=timedelta(seconds=60)))
     with pytest.raises(BackupError, match=r"lease account:x of a bot"):
         installation.do(lambda: restoring.restore_backup(backup, force=True))
+
+
+def test_nothing_is_restored_under_a_process_that_starts_while_the_backup_is_checked(
+    installation: Installation, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = installation.do(lambda: take(tmp_path))
+    check = restoring.check_backup
+
+    def started_meanwhile(folder: Path) -> Any:
+        heartbeats.beat("worker on another host", "worker")
+        return check(folder)
+
+    monkeypatch.setattr(restoring, "check_backup", started_meanwhile)
+    with pytest.raises(BackupError, match=r"worker on another host \(pid"):
+        installation.do(lambda: restoring.restore_backup(backup, force=True))
+    assert not list(places.glob("*before-restore*"))
+    assert not list(places.glob(".restore-*"))
 
 
 def test_a_backup_that_breaks_off_leaves_nothing_that_looks_like_one(

@@ -92,7 +92,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     problems = []
     for entry in manifest.files:
         path = folder / entry.path
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
             problems.append(f"{entry.path} leaves the backup's folder")
             continue
         try:

@@ -128,6 +128,7 @@ def restore_backup(folder: Path, *, force: bool, say: Callable[[str], None] = SA
         stamp = f"{clock.real_now():%Y%m%dt%H%M%S%f}z"
         with _staged(folder, manifest, stamp) as staged:
             say("files are staged")
+            require_still()  # checking and copying may take minutes, and runall's lock knows this host only
             connection.close()
             if manifest.vendor == "sqlite":
                 return _switch_sqlite(staged, stamp)
