@@ -178,16 +178,21 @@ class CcxtMarketData:
         return Decimal(str(precision))
 
     def _ticker(self, raw: Mapping[str, Any], now: int) -> Ticker | None:
-        """None for other markets' symbols, and for one that has never traded."""
+        """None for other markets' symbols, for one that has never traded, and for one whose numbers are none."""
         last = raw.get("last")
         if raw.get("symbol") not in self._markets or not last:
             return None
+        numbers = [float(value) for value in (raw.get("bid") or last, raw.get("ask") or last, last)]
+        volume = float(raw.get("quoteVolume") or 0.0)
+        if not np.isfinite([*numbers, volume]).all():  # NaN passes every bound, and would rank before the largest
+            return None
+        bid, ask, last = numbers
         return Ticker(
             symbol=str(raw["symbol"]),
-            bid=float(raw.get("bid") or last),
-            ask=float(raw.get("ask") or last),
-            last=float(last),
-            quote_volume_24h=float(raw.get("quoteVolume") or 0.0),
+            bid=bid,
+            ask=ask,
+            last=last,
+            quote_volume_24h=volume,
             time_ms=int(raw.get("timestamp") or now),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,18 @@ def test_all_tickers_cost_one_request_and_a_second_look_none(server: BybitLoopba
     data = connect(server, clock)
     assert data.tickers() == data.tickers()
     assert sum(each.startswith("/v5/market/tickers") for each in server.requests) == 1
+
+
+@pytest.mark.parametrize("field", ["bid1Price", "lastPrice"])
+def test_a_ticker_without_a_true_number_is_none_and_the_others_are_there(
+    server: BybitLoopback, clock: Clock, field: str
+) -> None:
+    path = "/v5/market/tickers?category=linear"
+    _, body = server.answer(path)
+    answer = json.loads(body)
+    answer["result"]["list"][0][field] = "NaN"
+    server.fault = lambda asked: (200, json.dumps(answer)) if asked.startswith("/v5/market/tickers") else None
+    assert sorted(connect(server, clock).tickers()) == sorted(server.truth.tickers())[1:]
 
 
 def test_long_funding_histories_lose_no_payment(server: BybitLoopback, clock: Clock) -> None:
