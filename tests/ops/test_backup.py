@@ -440,6 +440,20 @@ def test_pruning_waits_for_a_backup_and_a_backup_for_pruning(installation: Insta
     installation.do(work)
 
 
+def test_a_second_backup_in_the_same_second_is_refused_and_leaves_the_first_one_whole(
+    installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.real_now()
+    monkeypatch.setattr(clock, "real_now", lambda: now)
+
+    def again(_: str) -> None:
+        with pytest.raises(BackupError, match="another backup"):
+            taking.take_backup(tmp_path)
+
+    path, _ = installation.do(lambda: taking.take_backup(tmp_path, say=again))
+    assert installation.do(lambda: restoring.check_backup(path)).files
+
+
 def test_old_backups_are_removed_and_never_the_last_one(tmp_path: Path) -> None:
     for name in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z", ".partial-20260104T000000Z"):
         (tmp_path / name).mkdir()

@@ -43,11 +43,14 @@ def take_backup(folder: Path, *, say: Callable[[str], None] = SAY_NOTHING) -> tu
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _require_room(folder)
             partial.mkdir(mode=0o700)
-            manifest, notes = _fill(partial, lambda: leases.keep(lease), say)
-            manifest.write(partial)
-            for path in [*(each for each in partial.rglob("*") if each.is_dir()), partial]:
-                sync_folder(path)
-            partial.rename(target)
+            try:  # inside of the lease: a second backup of the same second must not remove the first one's files
+                manifest, notes = _fill(partial, lambda: leases.keep(lease), say)
+                manifest.write(partial)
+                for path in [*(each for each in partial.rglob("*") if each.is_dir()), partial]:
+                    sync_folder(path)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
             sync_folder(folder)
     except leases.LeaseBusy as error:
         raise BackupError("another backup, or pruning, is at work: try again in a minute") from error
@@ -55,8 +58,6 @@ def take_backup(folder: Path, *, say: Callable[[str], None] = SAY_NOTHING) -> tu
         raise BackupError(f"the copy took longer than {LEASE_TTL}, or the database stood still: {error}") from error
     except (OSError, sqlite3.Error, DatabaseError) as error:
         raise BackupError(f"the copy to {folder} failed: {error}. Check its free space and rights.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     journal.record("backup_taken", f"{target}: {len(manifest.files)} files, {manifest.size:,} bytes", subject="backup")
     return target, notes
 
