@@ -263,6 +263,17 @@ def test_a_pass_is_bounded_and_goes_on_where_it_stopped(
     assert not Decision.objects.exists()
 
 
+def test_a_host_whose_clock_is_ahead_deletes_nothing_early(
+    sim: SimulatedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DecisionFactory(bar_at=EPOCH)
+    DecisionFactory(bar_at=OLD)
+    monkeypatch.setattr(clock, "database_time", lambda: EPOCH)
+    sim.advance(3650 * DAY)
+    assert retention.prune() == "1 decisions"
+    assert Decision.objects.get().bar_at == EPOCH
+
+
 def test_nothing_is_pruned_while_a_backup_copies() -> None:
     DecisionFactory(bar_at=OLD)
     with leases.holding(retention.LEASE, ttl=dt.timedelta(minutes=1)):
