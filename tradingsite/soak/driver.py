@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from django.conf import settings
 from django.db import connection
 from django.db.models import Sum
@@ -105,6 +107,7 @@ class _World:
         began, date = time.process_time(), f"{self.simulated.now:%Y-%m-%d}"
         known = len(self.report.violations)
         queries = sum(self._pass() for _ in range(passes))
+        gc.collect()
         self.bot_watch.end_of_day()
         self.report.violations += invariants.broken()
         before, self.report.totals = self.report.totals, self._counts()
@@ -113,6 +116,7 @@ class _World:
             counts=self.report.totals.minus(before),
             queries_per_pass=queries / passes,
             cpu_seconds=time.process_time() - began,
+            memory_mb=psutil.Process().memory_info().rss / 2**20,
             violations=self.report.violations[known:],
         )
         self.report.days.append(day)

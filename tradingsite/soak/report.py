@@ -28,13 +28,14 @@ class Counts:
 class Day:
     """A simulated day. `queries_per_pass` is the mean over all passes, `cpu_seconds` what the day cost.
 
-    `violations` are those that were found in it.
+    `memory_mb` is the process's at its end, and `violations` are those that were found in it.
     """
 
     date: str
     counts: Counts
     queries_per_pass: float
     cpu_seconds: float
+    memory_mb: float = 0.0
     violations: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class Day:
             **asdict(self.counts),
             "queries_per_pass": round(self.queries_per_pass, 2),
             "cpu_seconds": round(self.cpu_seconds, 3),
+            "memory_mb": round(self.memory_mb, 1),
             "violations": len(self.violations),
         }
 

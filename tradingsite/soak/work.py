@@ -55,6 +55,7 @@ class Workers:
         self._hold_hanging_trainings()
         for name, error in jobs.sweep().items():
             self.violations.append(f"sweeper {name} failed at {clock.market_now():%Y-%m-%d %H:%M}: {error}")
+        self._let_zombies_speak()
         for job in jobs.registered():
             slot = job.slot(clock.real_now())
             if self._slots.get(job.name) != slot:
@@ -95,23 +96,27 @@ class Workers:
         execution.execute(run_id, TRAINER, trainer=trainer_of(accident))
 
     def _hold_hanging_trainings(self) -> None:
-        """Renew the runs of hanging trainings; let the dead ones speak up when their lease is long over (I6)."""
+        """Renew the runs of hanging trainings."""
+        now = clock.real_now()
+        for hang in [each for each in self._hangs if now < each.dead_at]:
+            try:
+                services.heartbeat(hang.claim, 0.5, "hanging on purpose")
+            except RunLost:  # cancelled, or taken over after an outage of all workers
+                self._hangs.remove(hang)
+
+    def _let_zombies_speak(self) -> None:
+        """Let dead trainings speak up when their lease is long over (I6).
+
+        After the sweep: while all workers were down nobody took the run back, and until then its token is the current
+        one, so that a heartbeat is rightly taken (T4).
+        """
         now = clock.real_now()
         lease = dt.timedelta(seconds=settings.TRAIN_LEASE_SECONDS)
-        for hang in list(self._hangs):
-            if now < hang.dead_at:
-                try:
-                    services.heartbeat(hang.claim, 0.5, "hanging on purpose")
-                except RunLost:  # cancelled, or taken over after an outage of all workers
-                    self._hangs.remove(hang)
-            elif now >= hang.dead_at + 4 * lease:
-                self._hangs.remove(hang)
-                self._speak_late(hang)
-
-    def _speak_late(self, hang: Hang) -> None:
-        try:
-            services.heartbeat(hang.claim, 1.0, "late")
-        except RunLost:
-            self.chaos.counts["zombie_refused"] += 1
-        else:
-            self.violations.append(f"I6: run {hang.claim.run_id} took a heartbeat of a claim whose lease was over")
+        for hang in [each for each in self._hangs if now >= each.dead_at + 4 * lease]:
+            self._hangs.remove(hang)
+            try:
+                services.heartbeat(hang.claim, 1.0, "late")
+            except RunLost:
+                self.chaos.counts["zombie_refused"] += 1
+            else:
+                self.violations.append(f"I6: run {hang.claim.run_id} took a heartbeat of a claim whose lease was over")

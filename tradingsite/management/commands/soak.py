@@ -56,7 +56,7 @@ class Command(BaseCommand):
         # What was imported stays for ever, and a pass makes little that is circular: look through less, and less often.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        gc.set_threshold(20_000, 10, 10)
         with process.on_stop(told_to_stop.set):
             report = Soak(
                 days=options["days"],
