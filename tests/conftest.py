@@ -82,14 +82,22 @@ def candle_archive() -> Path:
 
 # --- Redis ---
 
+REDIS_DATABASES = 16
+"""How many a Redis server has unless it is told otherwise."""
+
 
 @pytest.fixture(scope="session")
 def redis_url() -> str:
-    """A database of a Redis server that tests may fill: TEST_REDIS_URL, else number 15 on this machine's own."""
+    """A database of a Redis server that tests may fill: TEST_REDIS_URL, else number 15 on this machine's own.
+
+    Each xdist process counts down from there to one of its own: two that shared one would take each other's messages.
+    """
     from redis import Redis
     from redis.exceptions import ConnectionError as RedisUnreachable
 
-    url = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
+    server, _, number = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15").rpartition("/")
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    url = f"{server}/{(int(number) - process) % REDIS_DATABASES}"
     try:
         with Redis.from_url(url) as client:
             client.ping()
