@@ -179,7 +179,7 @@ def test_a_host_without_room_for_a_copy_convicts_no_model_and_ends_no_bot(
     cache = Path(settings.DATA_DIR) / CACHE_FOLDER
     shutil.rmtree(cache)
     cache.write_text("in the way of the folder")
-    with pytest.raises(ArtifactUnreachable, match="this host can make no copy"):
+    with pytest.raises(ArtifactUnreachable, match="no copy can be made on this host"):
         artifacts.load(artifact)
     cache.unlink()
     assert artifacts.load(artifact).symbols == tuple(symbol.code for symbol in symbols)
