@@ -59,11 +59,21 @@ class AlertAdmin(ReadOnlyAdmin):
 class JobRunAdmin(SteeredAdmin):
     """The runs, and above them every job with its last run, next time and a button."""
 
-    list_display = ["started_at", "job", "seconds", "result", "failed"]
+    list_display = ["started_at", "job", "took", "outcome", "result"]
     list_filter = ["job"]
     show_full_result_count = False
     list_before_template = "ops/jobs.html"
     refusal = LookupError
+
+    @admin.display(description="seconds", ordering="seconds")
+    def took(self, run: JobRun) -> str:
+        return "" if run.seconds is None else f"{run.seconds:.2f}"
+
+    @admin.display(ordering="error")
+    def outcome(self, run: JobRun) -> str:
+        if run.error:
+            return "failed"
+        return "runs" if run.seconds is None else "ok"
 
     def get_urls(self) -> list[Any]:
         run = self.admin_site.admin_view(require_POST(self.run_now))
@@ -114,10 +124,6 @@ class JobRunAdmin(SteeredAdmin):
             name,
             "border border-base-200 cursor-pointer px-2 py-1 rounded-default dark:border-base-700",
         )
-
-    @admin.display(boolean=True)
-    def failed(self, run: JobRun) -> bool:
-        return bool(run.error)
 
 
 # --- django-q2: a schedule's `func` is any dotted path, so whoever may edit one may run any code ---

@@ -280,6 +280,7 @@ class ModelWatch(models.Model):
     asks = models.BooleanField(default=False, help_text="Asks for a training, once per model.")
 
     class Meta:
+        verbose_name_plural = "model watches"
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(fields=["artifact"], condition=Q(asks=True), name="a_model_asks_once_for_training")
