@@ -180,16 +180,20 @@ class MonthFiles:
             if ends[symbol] > starts[symbol]
         }
 
-    def last_times(self) -> dict[str, int]:
-        """Newest stored time per symbol, from the footers alone."""
-        return self._again(self._last_times)
+    def last_times(self, symbols: frozenset[str] | None = None) -> dict[str, int]:
+        """Newest stored time per symbol, from the footers alone, back to the month in which the last one is found."""
+        return self._again(lambda: self._last_times(symbols))
 
-    def _last_times(self) -> dict[str, int]:
+    def _last_times(self, symbols: frozenset[str] | None) -> dict[str, int]:
         newest: dict[str, int] = {}
-        for stem in self._stems():  # ascending, so that later months overwrite
+        for stem in reversed(self._stems()):
             with ExitStack() as stack:
                 layout = self._open_month(stack, stem, None).layout
-            newest.update(zip(layout.symbols, layout.last_times, strict=True))
+            for symbol, time in zip(layout.symbols, layout.last_times, strict=True):
+                if symbols is None or symbol in symbols:
+                    newest.setdefault(symbol, time)
+            if symbols is not None and symbols <= newest.keys():
+                break
         return newest
 
     # ----------------------------------------------------------------- write

@@ -122,9 +122,9 @@ class CandleStore:
             for symbol, columns in files.read(_frozen(symbols), since_ms, until_ms).items()
         }
 
-    def last_funding_times(self, market: str) -> dict[str, int]:
-        """Time of the newest stored funding payment per symbol."""
-        return self._files(market, "funding", FUNDING_COLUMNS).last_times()
+    def last_funding_times(self, market: str, *, symbols: Iterable[str] | None = None) -> dict[str, int]:
+        """Time of the newest stored funding payment per symbol; older months are opened for those of `symbols` only."""
+        return self._files(market, "funding", FUNDING_COLUMNS).last_times(_frozen(symbols))
 
     def _files(self, market: str, folder: str, names: tuple[str, ...]) -> MonthFiles:
         if not _SAFE_NAME.fullmatch(market):

@@ -159,7 +159,8 @@ class _Ingest:
         self.funding: dict[str, FundingSeries] = {}
         self.ended: dict[str, str] = {}  # symbols that are through, with their error or ""
         self.waiting: list[str] = sorted(self.rows)
-        self.funded = self.store.last_funding_times(market) if self.data.capabilities.funding else {}
+        swaps = [row.code for row in rows if row.market_type == "swap"]
+        self.funded = self.store.last_funding_times(market, symbols=swaps) if self.data.capabilities.funding else {}
 
     def run(self) -> None:
         _claim([row.pk for row in self.rows.values()], from_ms(self.now_ms))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from marketdata import monthly
 from marketdata.errors import StoreError
-from marketdata.monthly import month_bounds, month_of
+from marketdata.monthly import MonthFiles, month_bounds, month_of
 from marketdata.store import CandleStore
 from quant.candles import CandleError, Candles
 from quant.timeframes import DAY_MS, HOUR_MS
@@ -119,6 +120,32 @@ def test_an_append_touches_the_newest_month_only(tmp_path: Path) -> None:
     assert store.write("x_um", "1h", {"A/USDT:USDT": candles_at([1_000]), "B/USDT:USDT": candles_at([1_000])}) == 1
     changed = {name for name, data in files_of(tmp_path).items() if before.get(name) != data}
     assert changed == {"x_um/1h/2024-02.parquet"}
+
+
+def test_the_newest_payments_of_some_symbols_are_found_without_opening_older_months(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CandleStore(tmp_path)
+    times = START + np.arange(0, 24 * 100, 8, dtype=np.int64) * HOUR_MS
+    store.write_funding("x_um", {"A": (times, np.full(len(times), 1e-4)), "B": (times[:3], np.full(3, 1e-4))})
+    every = {"A": int(times[-1]), "B": int(times[2])}
+    opened: list[str] = []
+    open_month = MonthFiles._open_month
+
+    def counted(files: MonthFiles, stack: Any, stem: str, symbols: frozenset[str] | None) -> Any:
+        opened.append(stem)
+        return open_month(files, stack, stem, symbols)
+
+    monkeypatch.setattr(MonthFiles, "_open_month", counted)
+    assert store.last_funding_times("x_um") == every
+    months = sorted(opened)
+    assert len(months) == 4
+    cases: list[tuple[set[str], list[str]]] = [({"A"}, months[-1:]), ({"A", "B"}, months), ({"B", "C"}, months)]
+    for symbols, looked_at in cases:
+        opened.clear()
+        found = store.last_funding_times("x_um", symbols=symbols)
+        assert found == {name: time for name, time in every.items() if name in symbols}
+        assert sorted(opened) == looked_at
 
 
 def test_funding_is_stored_beside_the_candles_and_meets_them_in_the_panel(tmp_path: Path) -> None:
