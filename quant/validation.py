@@ -51,9 +51,7 @@ class PurgedWalkForward(BaseCrossValidator):
         groups: ArrayLike | None = None,
     ) -> Iterator[tuple[Indices, Indices]]:
         """Yield (train indices, test indices) per fold, earliest first. Raises ValueError when a fold is empty."""
-        t0, t1 = _label_times(groups)
-        if X is not None and len(X) != len(t0):
-            raise ValueError(f"X has {len(X)} rows and groups {len(t0)}; they must describe the same samples")
+        t0, t1 = _label_times(groups, X)
         if self.n_splits < 1 or self.embargo < 0:
             raise ValueError(
                 f"n_splits is {self.n_splits} and embargo {self.embargo}; n_splits must be at least 1 and embargo "
@@ -117,9 +115,7 @@ class CombinatorialPurged(BaseCrossValidator):
         groups: ArrayLike | None = None,
     ) -> Iterator[tuple[Indices, Indices]]:
         """Yield (train indices, test indices) per choice, in lexicographic order. ValueError for an empty one."""
-        t0, t1 = _label_times(groups)
-        if X is not None and len(X) != len(t0):
-            raise ValueError(f"X has {len(X)} rows and groups {len(t0)}; they must describe the same samples")
+        t0, t1 = _label_times(groups, X)
         member = self._members(t0)
         spans = [(t0[member == g].min(), t1[member == g].max()) for g in range(self.n_groups)]
         for chosen in combinations(range(self.n_groups), self.n_test_groups):
@@ -165,7 +161,7 @@ class CombinatorialPurged(BaseCrossValidator):
         return np.repeat(np.arange(self.n_groups), sizes)[position]
 
 
-def _label_times(groups: ArrayLike | None) -> tuple[Indices, Indices]:
+def _label_times(groups: ArrayLike | None, X: Any = None) -> tuple[Indices, Indices]:
     if groups is None:
         raise ValueError("groups is None; a purged split needs the label times as groups=int64[n, 2] (t0, t1)")
     times = np.asarray(groups)
@@ -175,4 +171,6 @@ def _label_times(groups: ArrayLike | None) -> tuple[Indices, Indices]:
     if np.any(t1 < t0):
         row = int(np.flatnonzero(t1 < t0)[0])
         raise ValueError(f"row {row} has t1={t1[row]} before t0={t0[row]}; a label cannot end before its decision")
+    if X is not None and len(X) != len(t0):
+        raise ValueError(f"X has {len(X)} rows and groups {len(t0)}; they must describe the same samples")
     return t0, t1

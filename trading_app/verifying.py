@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coverage_app.market import candle_store
 from quant.features import FeatureState, replay
@@ -27,6 +28,8 @@ from training_app.models import ModelArtifact
 LATE_CODES = frozenset({"NO_CANDLE", "FEATURES_MISSING"})
 """The bot decided without the candle. It has come since: the store knows more than the bot could."""
 MOST_DIFFERENCES = 100
+REPLAY_ROWS = 256
+"""Bars replayed at a time before the first that is compared: their features are thrown away."""
 
 
 @dataclass(slots=True)
@@ -70,8 +73,8 @@ def _verify_artifact(bot: Bot, artifact: ModelArtifact, rows: list[Decision], fo
         return
     first = max(0, int(np.searchsorted(panel.open_time, to_ms(rows[0].bar_at))))
     state = FeatureState.create(schema, panel.n_symbols)
-    for part in range(0, first, _CHUNK):  # what came before is stepped through and forgotten
-        replay(state, panel.rows(part, min(part + _CHUNK, first)))
+    for part in range(0, first, REPLAY_ROWS):  # what came before is stepped through and forgotten
+        replay(state, panel.rows(part, min(part + REPLAY_ROWS, first)))
     features = replay(state, panel.rows(first, panel.n_times))
     side = primary_side(artifact.signal, features, schema)
     columns = {symbol: column for column, symbol in enumerate(panel.symbols)}
@@ -99,10 +102,7 @@ def _verify_artifact(bot: Bot, artifact: ModelArtifact, rows: list[Decision], fo
                 found.differences.append(f"{row.symbol.code} {row.bar_at:%Y-%m-%d %H:%M}: {what}")
 
 
-_CHUNK = 256
-
-
-def _stored(row: Decision, open_time: np.ndarray, columns: dict[str, int]) -> bool:
+def _stored(row: Decision, open_time: NDArray[np.int64], columns: dict[str, int]) -> bool:
     bar = int(np.searchsorted(open_time, to_ms(row.bar_at)))
     return row.symbol.code in columns and bar < len(open_time) and int(open_time[bar]) == to_ms(row.bar_at)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -29,24 +30,24 @@ CACHED_PER_SCOPE = 3
 """Copies that are kept of a scope's artifacts: the one that serves, the one before, and one to compare with."""
 
 
-class ArtifactStorage(Storage):
+class ArtifactStorage(Storage, ABC):
     """What artifacts need of a storage. Names are relative; a directory is `<scope>/v<version>-<token>`."""
 
+    @abstractmethod
     def draft(self, directory: str) -> Path:
         """Return an empty local folder to write the files of `directory` into."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publish(self, draft: Path, directory: str) -> None:
         """Make the files of `draft` those of `directory`, durably. Raises FileExistsError; the draft is gone then."""
-        raise NotImplementedError
 
+    @abstractmethod
     def discard_drafts(self, scope: str, token: int) -> None:
         """Remove what an attempt with `token` left unfinished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def local(self, directory: str, is_whole: Callable[[Path], bool]) -> Path:
         """Return a local folder with the files of `directory`; `is_whole` tells whether an older copy can be used."""
-        raise NotImplementedError
 
     def contents(self, directory: str) -> dict[str, bytes]:
         """Return the files of `directory` as they are stored now, by name. Raises OSError."""
@@ -56,13 +57,13 @@ class ArtifactStorage(Storage):
                 found[name] = file.read()
         return found
 
+    @abstractmethod
     def remove(self, directory: str) -> None:
         """Remove `directory`, as far as it is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def directories(self) -> Mapping[str, dt.datetime]:
         """Return every directory, finished or not, and when it was last written to."""
-        raise NotImplementedError
 
 
 @deconstructible
