@@ -81,7 +81,7 @@ class CandleStore:
     ) -> Panel:
         """Candles and funding as one panel.
 
-        Features need it from the first stored candle on (I13): leave `since_ms` out unless you know better. With
+        Features must begin where a training began (I13): `since_ms` is its start, or the model's `data_start`. With
         `symbols`, the panel has exactly these columns, in this order, also for a symbol without candles.
         """
         wanted = None if symbols is None else tuple(symbols)

@@ -1,8 +1,8 @@
 """Features of all symbols, one bar at a time: the same compiled step live and in training (I13).
 
 The bot replays the stored candles once at its start and then calls ``step`` once per closed bar; training calls
-``replay``, which loops over the very same step. Both must begin at the first stored candle: the state remembers
-everything. ``quant.schema`` says what each column is and when it is NaN.
+``replay``, which loops over the very same step. Both must begin at the same candle, the model's ``data_start``: the
+state remembers everything. ``quant.schema`` says what each column is and when it is NaN.
 """
 
 from __future__ import annotations

@@ -68,14 +68,14 @@ class BarTrader:
     # --- between two bars
 
     def models_changed(self) -> None:
-        """Prepare features for the panel of the held models; the same panel keeps its state."""
+        """Prepare features for the panel of the held models; the same panel with the same start keeps its state."""
         for held in self.loader.models.values():
             if registry.expired(held.artifact, clock.market_now()) is None:
                 alerts.resolve_alert(_expired_alert(held.slot))
-        panel = self.loader.panel_symbols
-        if self.feed is not None and self.feed.panel_symbols == panel:
+        since_ms = self.loader.panel_since_ms
+        if self.feed is not None and list(self.feed.since_ms.items()) == list(since_ms.items()):
             return
-        if not panel:
+        if not since_ms:
             self.feed = None
             return
         self.feed = FeatureFeed(
@@ -84,7 +84,7 @@ class BarTrader:
             market=self.bot.market,
             timeframe=settings.TIMEFRAME,
             schema=registry.feature_schema(),
-            panel_symbols=panel,
+            since_ms=since_ms,
         )
         # The bar that is closed and undecided is stepped live; everything before it is replayed.
         newest = last_closed_open_ms(clock.market_now_ms(), self.step_ms)
@@ -289,7 +289,7 @@ class BarTrader:
             for code, state in states.items()
             if state.reason not in elsewhere and not any(block.reason in elsewhere for block in state.blocks)
         }
-        panel = set(row.symbols) if row is not None else set(self.loader.panel_symbols)
+        panel = set(row.symbols) if row is not None else set(self.loader.panel_since_ms)
         return tuple(sorted((universe | panel | portfolio.symbols) & states.keys()))
 
     def _closes(

@@ -1,4 +1,4 @@
-"""Features of a panel that keep up with the market: replayed once from the first stored candle, then stepped (I13).
+"""Features of a panel that keep up with the market: replayed once from where its training began, then stepped (I13).
 
 A bar is stepped once, with what had arrived by then; a missing candle is NaN. A candle that comes later, or comes
 again with another price, never changes a decision (F23): it marks the state as stale, and the next bar starts from a
@@ -54,14 +54,19 @@ class _Funding:
 
 @dataclass(slots=True)
 class FeatureFeed:
-    """Steps `panel_symbols` bar by bar. `stale` says why the state must be replayed before the next bar, if it must."""
+    """Steps the panel bar by bar. `stale` says why the state must be replayed before the next bar, if it must.
+
+    `since_ms` maps each symbol of the panel, in order, to the open time of the first bar that its model's training
+    read: what is stored of before is not replayed, for the state remembers everything.
+    """
 
     data: MarketData
     store: CandleStore
     market: str
     timeframe: str
     schema: FeatureSchema
-    panel_symbols: tuple[str, ...]
+    since_ms: Mapping[str, int]
+    panel_symbols: tuple[str, ...] = field(init=False)
     state: FeatureState = field(init=False)
     stale: str = field(init=False, default="NOT_REPLAYED")
     replays: int = field(init=False, default=0)
@@ -71,6 +76,7 @@ class FeatureFeed:
     _funding: dict[str, _Funding] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.panel_symbols = tuple(self.since_ms)
         self.state = FeatureState.create(self.schema, len(self.panel_symbols), step_ms=self.step_ms)
         self._recent = deque(maxlen=RECENT_BARS)
 
@@ -125,13 +131,14 @@ class FeatureFeed:
         return self._row
 
     def rebuild(self, until_open_ms: int) -> None:
-        """Replay from the first stored candle to the bar `until_open_ms`, with what the store lacks from the exchange.
+        """Replay from `since_ms` to the bar `until_open_ms`, with what the store lacks from the exchange.
 
         Raises ExchangeError or StoreError; the state is then as it was.
         """
         why, step_ms = self.stale, self.step_ms
-        stored = self.store.read(self.market, self.timeframe, symbols=self.panel_symbols)
-        funding = dict(self.store.read_funding(self.market, symbols=self.panel_symbols))
+        oldest_ms = min(self.since_ms.values())
+        stored = self.store.read(self.market, self.timeframe, symbols=self.panel_symbols, since_ms=oldest_ms)
+        funding = self.store.read_funding(self.market, symbols=self.panel_symbols, since_ms=oldest_ms)
         fetched = self._missing(stored, until_open_ms)
         # The stored candle wins: it is what training saw and will see.
         candles = {
@@ -140,13 +147,17 @@ class FeatureFeed:
         }
         # What the store holds beyond this bar is not stepped yet, so the live steps must ask for it again.
         end_ms = until_open_ms + step_ms
-        funding = {symbol: (times[times < end_ms], rates[times < end_ms]) for symbol, (times, rates) in funding.items()}
+        candles = {symbol: each.between(self.since_ms[symbol], end_ms) for symbol, each in candles.items()}
+        funding = {
+            symbol: (times[kept], rates[kept])
+            for symbol, (times, rates) in funding.items()
+            for kept in [(times >= self.since_ms[symbol]) & (times < end_ms)]
+        }
         self._funding = {
             symbol: _Funding(int(times[-1]), _interval(times)) for symbol, (times, _) in funding.items() if len(times)
         }
         complete = self._extend_funding(funding, end_ms)
         panel = Panel.from_candles(candles, step_ms, funding=funding, symbols=self.panel_symbols)
-        panel = panel.until(end_ms)
         state = FeatureState.create(self.schema, len(self.panel_symbols), step_ms=step_ms)
         out = np.empty((REPLAY_ROWS, len(self.panel_symbols), len(self.schema)), dtype=np.float32)
         for start in range(0, panel.n_times, REPLAY_ROWS):

@@ -19,6 +19,7 @@ from ops_app import alerts, clock, journal
 from ops_app.choices import Severity
 from quant.model import MetaModel
 from quant.reasons import reason
+from quant.timeframes import to_ms
 from trading_app.choices import RiskKind
 from trading_app.models import Bot
 from trading_app.services import record_risk
@@ -174,11 +175,13 @@ class ModelLoader:
     # --- what the held models say
 
     @property
-    def panel_symbols(self) -> tuple[str, ...]:
-        """The panel whose features the held models need, in the order that they were trained with."""
+    def panel_since_ms(self) -> dict[str, int]:
+        """The panel whose features the held models need, in their order, with the open time of its first bar (I13)."""
         if settings.TRAINING_MODE == MULTI_SYMBOL:
-            return next((each.model.panel_symbols for each in self.models.values()), ())
-        return tuple(sorted({symbol for each in self.models.values() for symbol in each.model.symbols}))
+            held = next(iter(self.models.values()), None)
+            return {} if held is None else dict.fromkeys(held.model.panel_symbols, to_ms(held.artifact.data_start))
+        since = {symbol: to_ms(each.artifact.data_start) for symbol, each in self.covering().items()}
+        return dict(sorted(since.items()))
 
     def covering(self) -> dict[str, LoadedModel]:
         """Return the model of every covered symbol (I11)."""

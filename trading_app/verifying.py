@@ -65,7 +65,7 @@ def _verify_artifact(bot: Bot, artifact: ModelArtifact, rows: list[Decision], fo
     schema = FeatureSchema(market_wide=artifact.training_mode == registry.MULTI_SYMBOL)
     last_ms = to_ms(rows[-1].bar_at)
     panel = candle_store().read_panel(
-        bot.market, artifact.timeframe, symbols=model.panel_symbols,
+        bot.market, artifact.timeframe, symbols=model.panel_symbols, since_ms=to_ms(artifact.data_start),
         until_ms=last_ms + timeframe_ms(artifact.timeframe),
     )  # fmt: skip
     if panel.n_times == 0:

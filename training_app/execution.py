@@ -21,7 +21,7 @@ from coverage_app.market import candle_store
 from ops_app import clock
 from quant.panel import Panel
 from quant.reasons import reason
-from quant.timeframes import floor_ms, timeframe_ms, to_ms
+from quant.timeframes import DAY_MS, floor_ms, timeframe_ms, to_ms
 from training_app import activation, artifacts, policies, registry, services
 from training_app.choices import RunState
 from training_app.exceptions import ArtifactError, RunLost
@@ -221,14 +221,18 @@ def chosen_trainer() -> Trainer:
 def read_panel(claim: services.Claim, run: TrainingRun) -> Panel:
     """Return candles and funding of the run's symbols, closed at the data cut-off that the claim wrote, none newer.
 
-    From the first stored candle on, as the bot replays them (I13). Raises TrainingError when there are none.
+    HISTORY_TARGET_DAYS of them, so that a training does not get dearer with every month that is stored. The artifact's
+    `data_start` says where they begin, and the bot replays from there (I13). Raises TrainingError when there are none.
     """
     from quant.pipeline import TrainingError
 
     codes = list(run.run_symbols.order_by("symbol__code").values_list("symbol__code", flat=True))
     step_ms = timeframe_ms(run.scope.timeframe)
     cut_off_ms = floor_ms(to_ms(claim.data_end), step_ms)
-    panel = candle_store().read_panel(run.scope.market, run.scope.timeframe, symbols=codes, until_ms=cut_off_ms)
+    since_ms = cut_off_ms - settings.HISTORY_TARGET_DAYS * DAY_MS
+    panel = candle_store().read_panel(
+        run.scope.market, run.scope.timeframe, symbols=codes, since_ms=since_ms, until_ms=cut_off_ms
+    )
     if panel.n_times == 0:
         raise TrainingError(reason("NO_CANDLES", symbols=len(codes), until=claim.data_end))
     return panel

@@ -99,7 +99,7 @@ def _together(artifacts: list[ModelArtifact]) -> list[list[ModelArtifact]]:
 def _signals(artifacts: list[ModelArtifact], now: dt.datetime) -> dict[int, tuple[dt.datetime, NDArray[np.float32]]]:
     """Return, by artifact, from when on signals were looked at, and the features at the signals of its symbols.
 
-    From one warm-up before the first window on, not from the first stored candle: what the kernel remembers from
+    From one warm-up before the first window on, not from the model's `data_start`: what the kernel remembers from
     before that has faded, and no share of a bin shows the difference.
     """
     import numpy as np  # and numba below: for a process of its own

@@ -221,7 +221,7 @@ def test_single_symbol_mode_holds_a_model_per_slot_and_asks_each_about_its_own(m
 def test_i13_live_features_equal_replayed_ones_to_the_bit(world: World) -> None:
     """A bot that starts, steps 30 bars live with funding, and a replay of the whole history, as training does it."""
     schema = FeatureSchema()
-    feed = FeatureFeed(world.data, world.store, MARKET, "1h", schema, world.codes)
+    feed = FeatureFeed(world.data, world.store, MARKET, "1h", schema, dict.fromkeys(world.codes, 0))
     start = to_ms(EPOCH) - HOUR_MS
     feed.rebuild(start)
     live = []
@@ -247,13 +247,13 @@ def test_i13_live_features_equal_replayed_ones_to_the_bit(world: World) -> None:
 def test_i13_a_bot_that_starts_late_computes_what_one_that_ran_all_the_time_does(world: World) -> None:
     schema = FeatureSchema()
     start = to_ms(EPOCH) - HOUR_MS
-    running = FeatureFeed(world.data, world.store, MARKET, "1h", schema, world.codes)
+    running = FeatureFeed(world.data, world.store, MARKET, "1h", schema, dict.fromkeys(world.codes, 0))
     running.rebuild(start)
     for number in range(1, 100):
         world.sim.advance(HOUR)
         open_ms = start + number * HOUR_MS
         row = running.advance(open_ms, running.fetch(open_ms))
-    late = FeatureFeed(world.data, world.store, MARKET, "1h", schema, world.codes)
+    late = FeatureFeed(world.data, world.store, MARKET, "1h", schema, dict.fromkeys(world.codes, 0))
     late.rebuild(open_ms - HOUR_MS)
     assert late.advance(open_ms, late.fetch(open_ms)).features.tobytes() == row.features.tobytes()
 

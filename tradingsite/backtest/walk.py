@@ -185,7 +185,7 @@ def _train(
     known = Training(number=len(walk.trainings) + 1, at_ms=now_ms, cause=cause, symbols=symbols, result=None)
     try:
         result = train(
-            history(panel, symbols, now_ms),
+            history(panel, symbols, now_ms, now_ms - round(plan.coverage.target_history_days) * DAY_MS),
             plan.training,
             progress=lambda _fraction, _text: None,
             champion=state.champion,
@@ -208,9 +208,10 @@ def _looks(walk: Walk) -> Iterator[Look]:
             )
 
 
-def history(panel: Panel, symbols: tuple[str, ...], now_ms: int) -> Panel:
-    """Return what is known of ``symbols`` at ``now_ms``, from the first candle of any of them on, as a run reads it."""
+def history(panel: Panel, symbols: tuple[str, ...], now_ms: int, since_ms: int = 0) -> Panel:
+    """Return what a run at ``now_ms`` reads of ``symbols``: from the first candle since ``since_ms`` on."""
     known = panel.select(symbols).until(now_ms)
+    known = known.rows(int(np.searchsorted(known.open_time, since_ms)), known.n_times)
     present = np.flatnonzero(np.isfinite(known.close).any(axis=1))
     return known.rows(int(present[0]) if len(present) else 0, known.n_times)
 
@@ -219,7 +220,7 @@ def signals_of(
     panel: Panel, model: MetaModel, result: TrainingResult, spec: TrainingSpec, *, start_ms: int, end_ms: int
 ) -> Signals:
     """Return what ``model`` would have traded on the bars that closed after ``start_ms`` and until ``end_ms``."""
-    own, features, side = _candidates(panel, model.panel_symbols, spec, end_ms)
+    own, features, side = _candidates(panel, model.panel_symbols, spec, end_ms, result.data_start_ms)
     first = int(np.searchsorted(own.open_time, start_ms - own.step_ms, side="right"))
     code = model.codes_for(own.symbols)
     bars, columns = np.nonzero((side[first:] != 0) & (code >= 0)[None, :] & np.isfinite(own.close[first:]))
@@ -245,9 +246,9 @@ def every_signal(panel: Panel, symbols: tuple[str, ...], spec: TrainingSpec, *, 
 
 
 def _candidates(
-    panel: Panel, symbols: tuple[str, ...], spec: TrainingSpec, end_ms: int
+    panel: Panel, symbols: tuple[str, ...], spec: TrainingSpec, end_ms: int, since_ms: int = 0
 ) -> tuple[Panel, NDArray[np.float32], NDArray[np.int8]]:
-    own = history(panel, symbols, end_ms)
+    own = history(panel, symbols, end_ms, since_ms)
     features = replay_features(FeatureState.create(spec.schema, own.n_symbols), own)
     return own, features, primary_side(spec.signal, features, spec.schema)
 
