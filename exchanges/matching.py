@@ -51,6 +51,8 @@ class MatchingVenue:
     `receive_window_ms`: refuse a request whose `time_ms` is older, as live venues do (None: accept any age).
     """
 
+    attaches_stops = False
+
     def __init__(
         self,
         *,

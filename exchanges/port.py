@@ -100,7 +100,11 @@ class VenuePosition:
 
 @dataclass(frozen=True, slots=True)
 class OrderRequest:
-    """An order to send. `time_ms` is the sender's market time (for the receive-window fence of live venues)."""
+    """An order to send. `time_ms` is the sender's market time (for the receive-window fence of live venues).
+
+    `attached_stop` is a trigger price: a venue that can (`Venue.attaches_stops`) guards the position with a stop there
+    from the entry's first fill on, until it is flat. The others ignore it; a stop order of our own follows anyway.
+    """
 
     client_order_id: str
     symbol: str
@@ -110,6 +114,7 @@ class OrderRequest:
     price: Decimal | None = None
     trigger_price: Decimal | None = None
     reduce_only: bool = False
+    attached_stop: Decimal | None = None
     time_ms: int = 0
 
 
@@ -200,7 +205,6 @@ class Capabilities:
     """Most candles one `candles` call returns."""
     ticker_is_last_close: bool = False
     """Tickers show the close of the last closed candle: whatever happens in the running candle is still to come."""
-    attached_stop: bool = False
     history_start_ms: int | None = None
 
 
@@ -250,6 +254,11 @@ class MarketData(Protocol):
 @runtime_checkable
 class Venue(Protocol):
     """One account. Reads raise `ExchangeError`; a failed read is never an empty answer (fault card F17)."""
+
+    @property
+    def attaches_stops(self) -> bool:
+        """Whether an entry's `attached_stop` guards its position from the first fill on."""
+        ...
 
     def balance(self) -> Balance: ...
 

@@ -199,6 +199,7 @@ class OrderDesk:
             kind=cast(Literal["market", "limit", "stop_market"], order.kind),
             trigger_price=order.trigger_price,
             reduce_only=order.reduce_only,
+            attached_stop=order.stop_price,
             time_ms=time_ms,
         )
 
