@@ -19,7 +19,7 @@ from quant.label_spec import LabelSpec
 from quant.model import MetaModel, Probe, fit_booster
 from quant.panel import Panel
 from quant.schema import FeatureSchema
-from quant.timeframes import HOUR_MS, to_ms
+from quant.timeframes import DAY_MS, HOUR_MS, to_ms
 from tests.factories import EPOCH, MARKET, ActiveModelFactory, ArtifactFactory
 from tests.trading.conftest import HOUR, StandIn, World
 from trading_app.feed import FeatureFeed
@@ -256,6 +256,42 @@ def test_i13_a_bot_that_starts_late_computes_what_one_that_ran_all_the_time_does
     late = FeatureFeed(world.data, world.store, MARKET, "1h", schema, dict.fromkeys(world.codes, 0))
     late.rebuild(open_ms - HOUR_MS)
     assert late.advance(open_ms, late.fetch(open_ms)).features.tobytes() == row.features.tobytes()
+
+
+def test_i13_each_symbols_features_begin_where_its_models_training_did(world: World) -> None:
+    """In single_symbol mode one feed serves models that were trained on panels with starts of their own."""
+    schema = FeatureSchema(market_wide=False)
+    until = to_ms(EPOCH) - HOUR_MS
+    since = {code: to_ms(EPOCH) - (4 + 5 * index) * DAY_MS for index, code in enumerate(world.codes)}
+    feed = FeatureFeed(world.data, world.store, MARKET, "1h", schema, since)
+    feed.rebuild(until)
+    world.sim.advance(HOUR)
+    live = feed.advance(until + HOUR_MS, feed.fetch(until + HOUR_MS)).features
+    world.store.write(MARKET, "1h", {code: world.data.candles(code, "1h", until, 2) for code in world.codes})
+    whole = world.store.read_panel(MARKET, "1h", symbols=world.codes)
+    from_the_first = replay(FeatureState.create(schema, len(world.codes)), whole)[-1]
+    for index, code in enumerate(world.codes):
+        trained = world.store.read_panel(MARKET, "1h", symbols=[code], since_ms=since[code])
+        alone = replay(FeatureState.create(schema, 1), trained)[-1]
+        assert alone.tobytes() == live[[index]].tobytes()
+        assert alone.tobytes() != from_the_first[[index]].tobytes(), "the start shows, or this test proves nothing"
+
+
+def test_a_model_whose_training_began_elsewhere_gets_features_of_its_own(world: World) -> None:
+    world.activate()
+    runner = world.runner()
+    runner.tick()
+    before = runner.trader.feed
+    world.activate()
+    runner.tick()
+    assert runner.trader.feed is before, "the same panel from the same candle on keeps its state"
+    active = world.activate()
+    active.artifact.data_start += dt.timedelta(days=700)
+    active.artifact.save()
+    runner.tick()
+    assert runner.trader.feed is not before
+    assert runner.trader.feed is not None
+    assert set(runner.trader.feed.since_ms.values()) == {to_ms(active.artifact.data_start)}
 
 
 def test_a_broken_candle_is_not_traded_as_it_is_not_learnt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,13 @@ pytestmark = pytest.mark.django_db
 BARS = 30
 
 
-@pytest.fixture
-def traded(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> World:
+@pytest.fixture(params=[0, 710], ids=["from the first candle", "from a later one"])
+def traded(request: pytest.FixtureRequest, make_world: Any, monkeypatch: pytest.MonkeyPatch) -> World:
     """A bot that decided some bars with a real model, and a store that has taken in the same candles since."""
     world: World = make_world()
-    activate_real(world)
+    artifact = activate_real(world).artifact
+    artifact.data_start += dt.timedelta(days=request.param)
+    artifact.save()
     world.pass_bars(world.runner(load=artifacts.load), BARS)
     now = clock.market_now_ms()
     since = to_ms(EPOCH) - HOUR_MS

@@ -14,6 +14,7 @@ from marketdata.store import CandleStore
 from ops_app.clock import SimulatedClock
 from ops_app.queue import Message
 from quant.panel import Panel
+from quant.timeframes import to_ms
 from tests.factories import EPOCH, MARKET, BotFactory, DecisionFactory, PositionFactory, SymbolFactory
 from tests.training.conftest import simulated_candles
 from trading_app.selectors import promises
@@ -136,6 +137,21 @@ def test_i14_a_run_reads_nothing_newer_than_its_cut_off(
     artifact = ModelArtifact.objects.get()
     assert artifact.data_end <= sim.now
     assert artifact.data_hash == panel.content_hash()
+
+
+def test_i13_a_run_reads_the_target_history_however_much_is_stored_and_the_model_says_where_it_began(
+    settings: Any, sim: SimulatedClock, sent: list[Message], stored_market: StoreMarket
+) -> None:
+    """What a training costs does not grow with every month that is stored."""
+    stored_market(n_symbols=6)
+    settings.HISTORY_TARGET_DAYS, settings.HISTORY_MIN_DAYS = 100, 60
+    (run,) = plan_after_debounce(sim)
+    execute(run)
+    artifact = ModelArtifact.objects.get()
+    assert artifact.data_end - artifact.data_start == dt.timedelta(days=100)
+    store = CandleStore(settings.CANDLES_DIR)
+    panel = store.read_panel(MARKET, "1h", symbols=artifact.panel_symbols, since_ms=to_ms(artifact.data_start))
+    assert artifact.data_hash == panel.until(to_ms(artifact.data_end)).content_hash()
 
 
 def test_the_same_candles_give_the_same_files_to_the_byte(
