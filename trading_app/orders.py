@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 CLOCK_SKEW = dt.timedelta(seconds=1)
 SETTLE = dt.timedelta(seconds=30)
-"""An order that the venue does not know this long after it was sent was never placed."""
+"""An order that the venue does not know this long (market time) after it was sent was never placed."""
 MIN_LOOKUPS = 2
 LOOKUP_BASE_MS, LOOKUP_CAP_MS = 2_000, 60_000
 FILL_DELAY = dt.timedelta(minutes=5)
@@ -107,6 +107,11 @@ def own_prefix(bot: Bot) -> str:
 def client_order_id(bot: Bot, *, token: int, order_id: int) -> str:
     """Return account, deployment, fencing token and row in 17 letters and digits (B6)."""
     return own_prefix(bot) + base36(token, TOKEN_CHARS) + base36(order_id, ROW_CHARS)
+
+
+def settle() -> dt.timedelta:
+    """Return SETTLE, or longer where market time is fast: real time decides until when a venue accepts a request."""
+    return max(SETTLE, (RECEIVE_WINDOW + CLOCK_SKEW) * clock.speed())
 
 
 def fill_overlap() -> dt.timedelta:
@@ -254,8 +259,9 @@ class OrderDesk:
     def look_up(self, order: Order) -> bool:
         """Ask the venue for an order of unknown outcome; returns whether it is known now.
 
-        A failed read proves nothing, and neither does one absence: SETTLE must have passed.
+        A failed read proves nothing, and neither does one absence: `settle()` must have passed when it was asked.
         """
+        asked_at = clock.market_now()
         symbol = self.account.code_of(order.symbol_id)
         try:
             found = self.account.venue.order_by_client_id(symbol, order.client_order_id or "")
@@ -267,14 +273,13 @@ class OrderDesk:
         if found is not None and found.client_order_id == order.client_order_id:
             self.apply_evidence(order, found)
             return True
-        now = clock.market_now()
         sent_at = order.sent_at or order.created_at
-        if now < sent_at + SETTLE or order.lookups + 1 < MIN_LOOKUPS or self._has_fill(order, sent_at):
+        if asked_at < sent_at + settle() or order.lookups + 1 < MIN_LOOKUPS or self._has_fill(order, sent_at):
             self._look_again(order)
             return False
         with transaction.atomic():  # as in `apply_evidence`
             move(order, OrderState.NOT_PLACED, reason=f"NOT_PLACED: lookups={order.lookups + 1} | {order.reason}"[:300])
-            self.resolved(order, reason("NOT_PLACED", lookups=order.lookups + 1, settle_seconds=SETTLE.seconds))
+            self.resolved(order, reason("NOT_PLACED", lookups=order.lookups + 1, settle_seconds=settle().seconds))
         return True
 
     def _has_fill(self, order: Order, sent_at: dt.datetime) -> bool:

@@ -12,11 +12,12 @@ from coverage_app.models import Block
 from ops_app.models import Alert
 from tests.trading import venues
 from tests.trading.conftest import World
+from trading_app import takeover
 from trading_app.bot import BotRunner
 from trading_app.choices import ORDER_TRANSITIONS, OrderPurpose, OrderState
 from trading_app.exceptions import OrderStateError
 from trading_app.models import Fill, Order, Position
-from trading_app.orders import move
+from trading_app.orders import SETTLE, move, settle
 
 pytestmark = pytest.mark.django_db
 
@@ -91,6 +92,34 @@ def test_f01_an_order_that_never_arrived_is_not_placed_after_the_settle_time_and
     assert block.closed_at is not None
     assert not Alert.objects.filter(key=f"order_unknown:{order.client_order_id}", resolved_at__isnull=True).exists()
     assert not Position.objects.filter(symbol=order.symbol, closed_at__isnull=True).exists()
+
+
+def test_f01_an_answer_that_took_too_long_proves_no_absence_later_than_it_was_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The venue looked before the order arrived; its answer came when the order had settled."""
+    world.venue.faults = [venues.lost_request]
+    runner = enter(world)
+    order = first_entry()
+    world.sim.advance(dt.timedelta(seconds=20))
+
+    def slow(*_: str) -> None:
+        world.sim.advance(dt.timedelta(seconds=40))
+
+    session = runner._session
+    assert session is not None
+    Order.objects.filter(pk=order.pk).update(lookups=5)
+    order.refresh_from_db()
+    monkeypatch.setattr(world.venue, "order_by_client_id", slow)
+    assert not session.desk.look_up(order)
+    order.refresh_from_db()
+    assert order.state == OrderState.UNKNOWN
+
+
+def test_f01_a_fast_market_clock_gives_an_order_no_less_real_time_to_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle() == SETTLE
+    monkeypatch.setattr("ops_app.clock.speed", lambda: 3600.0)
+    assert settle() == takeover.fence() * 3600
 
 
 def test_f04_no_entry_into_a_symbol_whose_order_is_unknown(world: World) -> None:
