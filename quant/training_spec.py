@@ -52,6 +52,8 @@ class TrainingSpec:
     max_trees: int = 150
     stop_rounds: int = 15
     max_bin: int = 63
+    feature_fraction: float = 0.6
+    lambda_l2: float = 10.0
     min_samples: int = 500
     min_symbol_samples: int = 50
 
@@ -67,6 +69,11 @@ class TrainingSpec:
         for name in ("test_fraction", "stop_fraction"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 0.5")
+        if not 0 < self.feature_fraction <= 1 or not self.lambda_l2 >= 0:
+            raise ValueError(
+                f"feature_fraction is {self.feature_fraction} and lambda_l2 {self.lambda_l2}; they must be above 0 "
+                "and at most 1, and >= 0"
+            )
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -103,10 +110,10 @@ class TrainingSpec:
             "num_leaves": self.num_leaves,
             "min_data_in_leaf": self.min_leaf_samples,
             "max_bin": self.max_bin,
-            "feature_fraction": 0.6,
+            "feature_fraction": self.feature_fraction,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
-            "lambda_l2": 10.0,
+            "lambda_l2": self.lambda_l2,
             "num_threads": self.num_threads,
             "seed": self.seed,
         }
