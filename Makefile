@@ -27,7 +27,7 @@ openapi:     ## write the API's schema anew after a change of the API
 vendor:      ## fetch the browser libraries anew
 	python3 scripts/fetch_vendor.py --fetch
 lock:        ## pin the newest allowed versions of all libraries (needs uv)
-	for name in requirements requirements-scale requirements-dask requirements-dev; do \
+	for name in requirements requirements-scale requirements-dask requirements-tuning requirements-dev; do \
 	    uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	        --no-header --no-emit-index-url $$name.in --output-file $$name.txt || exit 1; \
 	done

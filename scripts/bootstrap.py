@@ -24,11 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "installed.json"
 RUNTIME, SCALE, DASK = "requirements.txt", "requirements-scale.txt", "requirements-dask.txt"
-DEVELOPMENT = "requirements-dev.txt"
+TUNING, DEVELOPMENT = "requirements-tuning.txt", "requirements-dev.txt"
 #: Locks whose libraries another lock contains, in the same versions (a test compares them).
-CONTAINED = {DEVELOPMENT: (RUNTIME, SCALE, DASK)}
-#: Locks that only some need: the settings (or their NAME_FILE) that name a server whose client library is in them.
-EXTRAS = {SCALE: ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"), DASK: ("TRAIN_DASK_SCHEDULER",)}
+CONTAINED = {DEVELOPMENT: (RUNTIME, SCALE, DASK, TUNING)}
+#: Locks that only some need: the settings (or their NAME_FILE) that ask for what is in them.
+EXTRAS = {
+    SCALE: ("DATABASE_URL", "REDIS_URL", "STORAGE_URL"),
+    DASK: ("TRAIN_DASK_SCHEDULER",),
+    TUNING: ("TRAIN_TUNING_TRIALS",),
+}
 #: Arguments of a test run without arguments: all tests, one process per core. Tests of a file share what they prepare.
 ALL_TESTS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 
@@ -65,7 +69,7 @@ def wanted_extras(environ: Mapping[str, str], env_file: Path) -> tuple[str, ...]
 
 
 def wanted_locks(command: str | None, *, extras: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the lock files that `command` needs; the clients of servers only where the settings name one."""
+    """Return the lock files that `command` needs; what only some need, only where the settings ask for it."""
     return (DEVELOPMENT,) if command == "test" else (RUNTIME, *extras)
 
 
@@ -231,7 +235,7 @@ def install(environment: Environment, lock: str, *, uv: str | None) -> None:
 
 def prepare(environment: Environment, wanted: Sequence[str], *, root: Path = ROOT) -> None:
     """Bring `environment` to the state of the `wanted` lock files; costs next to nothing if it is there already."""
-    current = {name: fingerprint(root / name) for name in (RUNTIME, SCALE, DASK, DEVELOPMENT)}
+    current = {name: fingerprint(root / name) for name in (RUNTIME, SCALE, DASK, TUNING, DEVELOPMENT)}
     if not missing_locks(wanted, environment.stamp(), current):
         return
     try:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from scripts import bootstrap
-from scripts.bootstrap import DASK, DEVELOPMENT, RUNTIME, SCALE, BootstrapError, Environment
+from scripts.bootstrap import DASK, DEVELOPMENT, RUNTIME, SCALE, TUNING, BootstrapError, Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_PY = ROOT / "run.py"
-CURRENT = {RUNTIME: "r2", SCALE: "s2", DASK: "k2", DEVELOPMENT: "d2"}
+CURRENT = {RUNTIME: "r2", SCALE: "s2", DASK: "k2", TUNING: "t2", DEVELOPMENT: "d2"}
 
 
 class OldVersion(NamedTuple):
@@ -39,7 +39,7 @@ def environment(tmp_path: Path) -> Environment:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with all lock files."""
-    for name in (RUNTIME, SCALE, DASK, DEVELOPMENT):
+    for name in (RUNTIME, SCALE, DASK, TUNING, DEVELOPMENT):
         (tmp_path / name).write_text(f"# {name}, first state\n")
     return tmp_path
 
@@ -127,7 +127,7 @@ def test_a_stamp_forgets_what_was_installed_from_an_older_lock() -> None:
     assert bootstrap.stamp_after(old, RUNTIME, CURRENT) == {RUNTIME: "r2", SCALE: "s2"}
 
 
-@pytest.mark.parametrize("contained", [RUNTIME, SCALE, DASK])
+@pytest.mark.parametrize("contained", [RUNTIME, SCALE, DASK, TUNING])
 def test_the_development_lock_contains_the_other_locks_in_the_same_versions(contained: str) -> None:
     def pins(name: str) -> set[str]:
         return {
@@ -153,6 +153,7 @@ def test_the_development_lock_contains_the_other_locks_in_the_same_versions(cont
         ({"DATABASE_URL": "postgres://a/b"}, None, (SCALE,)),
         ({"REDIS_URL_FILE": "/run/secrets/redis"}, None, (SCALE,)),
         ({"TRAIN_DASK_SCHEDULER": "tcp://a:8786"}, None, (DASK,)),
+        ({"TRAIN_TUNING_TRIALS": "20"}, None, (TUNING,)),
         ({"TRAIN_DASK_SCHEDULER": "tcp://a:8786"}, "STORAGE_URL=s3://bucket\n", (SCALE, DASK)),
         ({}, "SIM_SEED=3\n# DATABASE_URL=postgres://a/b\n", ()),
         ({}, "SIM_SEED=3\nDATABASE_URL=postgres://a/b\n", (SCALE,)),
