@@ -14,7 +14,7 @@ from quant import fills
 from quant.candles import Candles
 
 TAKER_FEE = Decimal(repr(fills.TAKER_FEE_BPS)) / 10_000
-MAKER_FEE = Decimal("0.0002")
+MAKER_FEE = Decimal(repr(fills.MAKER_FEE_BPS)) / 10_000
 _FEE_STEP = Decimal("1e-8")
 _ZERO = Decimal(0)
 
@@ -66,8 +66,8 @@ def resting_price(instrument: Instrument, order: VenueOrder, opened: float, high
         price = fills.stop_price(side=held, trigger=float(order.trigger_price), opened=opened, high=high, low=low)
         return None if price is None else round_against(instrument, Decimal(repr(price)), order.side)
     if order.kind == "limit" and order.price is not None:
-        limit = float(order.price)
-        if (order.side == "buy" and low < limit) or (order.side == "sell" and high > limit):
+        held = 1 if order.side == "sell" else -1
+        if fills.limit_reached(side=held, limit=float(order.price), high=high, low=low):
             return order.price
     return None
 

@@ -15,7 +15,7 @@ def warm_cache() -> None:
     side = np.zeros((2, 1), dtype=np.int8)
     n32, n8, n64 = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8), np.empty(0)
     for atr in (grid, grid.astype(np.float32)):
-        walk(grid, grid, grid, grid, grid, side, atr, 2.0, 1.5, 1, 0.0, n32, n32, n8, n32, n64, n8, n8)
+        walk(grid, grid, grid, grid, grid, side, atr, 2.0, 1.5, 1, 0.0, 0.0, n32, n32, n8, n32, n64, n8, n8)
     weigh(np.empty(0, dtype=np.intp), n32, n32, n32, 0, n64)
 
 
@@ -35,7 +35,7 @@ def _next_due(funding):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def walk(
-    open_, high, low, close, funding, side, atr_pct, profit_take, stop_loss, horizon, cost,
+    open_, high, low, close, funding, side, atr_pct, profit_take, stop_loss, horizon, cost, target_cost,
     t_index, s_index, sides, t1_index, net_return, label, touch,
 ):  # fmt: skip
     """Walk each sample's path; return the number of samples written."""
@@ -58,13 +58,14 @@ def walk(
             end = t + horizon
             price = last
             reached = TIME
-            # NaN compares false: a missing candle touches nothing.
+            # As `quant.fills`: at the target a resting order fills, which a bar that only touches it does not. NaN
+            # compares false: a missing candle touches nothing.
             if direction > 0.0:
                 for j in range(t + 1, t + horizon + 1):
                     if low[j, s] <= stop:
                         price, reached, end = min(stop, open_[j, s]), STOP, j
                         break
-                    if high[j, s] >= target:
+                    if high[j, s] > target:
                         price, reached, end = target, TARGET, j
                         break
             else:
@@ -72,7 +73,7 @@ def walk(
                     if high[j, s] >= stop:
                         price, reached, end = max(stop, open_[j, s]), STOP, j
                         break
-                    if low[j, s] <= target:
+                    if low[j, s] < target:
                         price, reached, end = target, TARGET, j
                         break
             ratio = price / entry
@@ -89,7 +90,8 @@ def walk(
                         mark = close[before, s]
                     paid += direction * funding[due, s] * mark / entry
                 due = next_due[due + 1]
-            net = direction * (ratio - 1.0) - cost * (1.0 + ratio) - paid
+            leaving = target_cost if reached == TARGET else cost
+            net = direction * (ratio - 1.0) - cost - leaving * ratio - paid
             t_index[count] = t
             s_index[count] = s
             sides[count] = 1 if direction > 0.0 else -1

@@ -10,11 +10,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 _BASIS_POINT = 1e-4
+VERSION = 2
+"""Of the rules by which a trade ends. 1: a target that is touched is filled; 2: the price must trade through it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSpec:
-    """What a trade is. Barriers in ATRs of the decision bar, horizon in bars, costs per side in basis points."""
+    """What a trade is. Barriers in ATRs of the decision bar, horizon in bars, costs per side in basis points.
+
+    ``maker_fee_bps`` is all that a fill at the target costs (`quant.fills`); ``version`` that of the rules, so that a
+    model which learnt by others is not compatible (I12).
+    """
 
     profit_take: float = 2.0
     stop_loss: float = 1.5
@@ -22,6 +28,8 @@ class LabelSpec:
     fee_bps: float = 5.5
     half_spread_bps: float = 1.0
     slippage_bps: float = 1.0
+    maker_fee_bps: float = 2.0
+    version: int = VERSION
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -35,8 +43,13 @@ class LabelSpec:
 
     @property
     def cost_per_side(self) -> float:
-        """Costs of one fill as a fraction of its notional."""
+        """Costs of one fill by a market order or a stop, as a fraction of its notional."""
         return (self.fee_bps + self.half_spread_bps + self.slippage_bps) * _BASIS_POINT
+
+    @property
+    def target_cost(self) -> float:
+        """Costs of the fill of the resting order at the target, as a fraction of its notional."""
+        return self.maker_fee_bps * _BASIS_POINT
 
     def to_dict(self) -> dict[str, float | int]:
         """Return the fields for JSON."""
@@ -44,11 +57,11 @@ class LabelSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelSpec:
-        """Rebuild from ``to_dict``. Raises ValueError for a field that does not exist."""
+        """Rebuild from ``to_dict``; what names no version is of the first. Raises ValueError for unknown fields."""
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"label spec has unknown fields {sorted(unknown)}; remove them")
-        return cls(**data)
+        return cls(**{"version": 1, **data})
 
     @property
     def hash(self) -> str:

@@ -2,15 +2,18 @@
 
 Source: López de Prado, Advances in Financial Machine Learning, 2018: ch. 3.2-3.4 (barriers), 4.2-4.4 (uniqueness).
 
-A trade enters at the close of its decision bar t and lives on the bars after it. Barriers are multiples of ATR:
+A trade enters at the close of its decision bar t and lives on the bars after it: t + 1 is the first in which stop and
+target can fill, as in `quant.simulation` and for the orders that the bot rests at the exchange. Barriers are multiples
+of ATR, and fill as `quant.fills` says:
 
-- the target is filled at its price, also when the bar opened beyond it (no gift is counted);
+- the target is reached when a bar trades *through* it, and filled at its price, also when the bar opened beyond it;
 - the stop is filled at the worse of stop and open, so a jump over it costs what it would have cost;
-- a bar that touches both counts as the stop, because candles do not tell which came first;
+- a bar that reaches both counts as the stop, because candles do not tell which came first;
 - the vertical barrier closes the trade at the close of bar t + horizon.
 
-Costs are fee, half the spread and slippage, on the notional of both sides. Funding is charged for every rate that
-becomes due while the position is open: rates of the bars t + 2 .. exit, as bar t + 1 opens at the very moment of entry.
+Costs are fee, half the spread and slippage on the notional of each side; a fill at the target, which is a resting limit
+order, pays the maker's fee only. Funding is charged for every rate that becomes due while the position is open: rates
+of the bars t + 2 .. exit, as bar t + 1 opens at the very moment of entry.
 A missing candle touches nothing. A sample is dropped when its decision bar or the bar of its vertical barrier is
 missing or not in the data yet; dropping it only when no barrier was touched would favour quick touches.
 
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quant.label_spec import LabelSpec
+from quant.label_spec import VERSION, LabelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,8 +66,10 @@ def triple_barrier(panel: Panel, side: NDArray[np.int8], atr_pct: NDArray[np.flo
     """Label every (bar, symbol) that has a side.
 
     ``side`` int8[T, S] and ``atr_pct`` float[T, S] (ATR / close at the decision bar) belong to ``panel``. A sample
-    without a positive ATR is dropped. Raises ValueError for shapes that differ.
+    without a positive ATR is dropped. Raises ValueError for shapes that differ, and for rules of another version.
     """
+    if spec.version != VERSION:
+        raise ValueError(f"label version is {spec.version}; this program labels by version {VERSION}: train anew")
     shape = (panel.n_times, panel.n_symbols)
     for name, array in (("side", side), ("atr_pct", atr_pct)):
         if array.shape != shape:
@@ -83,7 +88,7 @@ def triple_barrier(panel: Panel, side: NDArray[np.int8], atr_pct: NDArray[np.flo
 
     count = label_kernel.walk(
         panel.open, panel.high, panel.low, panel.close, panel.funding, side, atr_pct,
-        float(spec.profit_take), float(spec.stop_loss), int(spec.horizon), spec.cost_per_side,
+        float(spec.profit_take), float(spec.stop_loss), int(spec.horizon), spec.cost_per_side, spec.target_cost,
         columns.t_index, columns.s_index, columns.side, columns.t1_index, columns.net_return, columns.label,
         columns.touch,
     )  # fmt: skip

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant import fills
 from quant.labels import Labels, LabelSpec, triple_barrier, uniqueness_weights
 from quant.panel import Panel
 from tests.quant.feature_worlds import STEP, mixed, random_panel
 
-FREE = LabelSpec(profit_take=2.0, stop_loss=1.0, horizon=3, fee_bps=0, half_spread_bps=0, slippage_bps=0)
+FREE = LabelSpec(
+    profit_take=2.0, stop_loss=1.0, horizon=3, fee_bps=0, half_spread_bps=0, slippage_bps=0, maker_fee_bps=0
+)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -60,6 +63,13 @@ NOTHING = (math.nan,) * 4
         (1, [(97, 97, 96, 96), QUIET, QUIET], -1, 1, -0.03),
         (-1, [(104, 105, 104, 104), QUIET, QUIET], -1, 1, -0.04),
         (1, [(105, 105, 105, 105), QUIET, QUIET], 1, 1, 0.02),
+        # A target that is only touched may find others first in the queue; one tick beyond, and it is filled.
+        (1, [QUIET, (100, 102, 100, 101), QUIET], 0, 3, 0.0),
+        (1, [QUIET, (100, math.nextafter(102, 103), 100, 101), QUIET], 1, 2, 0.02),
+        (-1, [QUIET, (100, 100, 98, 99), QUIET], 0, 3, 0.0),
+        (-1, [QUIET, (100, 100, math.nextafter(98, 97), 99), QUIET], 1, 2, 0.02),
+        # A stop that is touched fires.
+        (1, [QUIET, (100, 100, 99, 99.5), QUIET], -1, 2, -0.01),
         # A missing candle touches nothing.
         (1, [NOTHING, (100, 102.5, 100, 102), QUIET], 1, 2, 0.02),
     ],
@@ -77,9 +87,12 @@ def test_barriers_by_hand(
 def test_costs_are_charged_on_the_notional_of_both_sides() -> None:
     spec = dataclasses.replace(FREE, fee_bps=5.5, half_spread_bps=1.0, slippage_bps=1.5)  # 8 bps per side
     won = label_first(one_symbol([ENTRY, (100, 102.5, 100, 102), QUIET, QUIET]), 1, spec)
-    assert won.net_return[0] == pytest.approx(0.02 - 0.0008 * (1 + 1.02), abs=1e-12)
-    short = label_first(one_symbol([ENTRY, (100, 100.5, 97.5, 98), QUIET, QUIET]), -1, spec)
-    assert short.net_return[0] == pytest.approx(0.02 - 0.0008 * (1 + 0.98), abs=1e-12)
+    assert won.net_return[0] == pytest.approx(0.02 - 0.0008, abs=1e-12)  # the makers of FREE pay nothing
+    paid = dataclasses.replace(spec, maker_fee_bps=2.0)
+    short = label_first(one_symbol([ENTRY, (100, 100.5, 97.5, 98), QUIET, QUIET]), -1, paid)
+    assert short.net_return[0] == pytest.approx(0.02 - 0.0008 - 0.0002 * 0.98, abs=1e-12)
+    lost = label_first(one_symbol([ENTRY, (100, 100, 98, 98), QUIET, QUIET]), 1, spec)
+    assert lost.net_return[0] == pytest.approx(-0.01 - 0.0008 * (1 + 0.99), abs=1e-12)
     # A move smaller than its costs does not pay.
     flat = label_first(one_symbol([ENTRY, QUIET, QUIET, (100, 100.4, 99.6, 100.1)]), 1, spec)
     assert flat.net_return[0] < 0
@@ -140,7 +153,7 @@ def slow_reference(panel: Panel, side: np.ndarray, atr_pct: np.ndarray, spec: La
                     touch, t1 = -1, j
                     price = min(stop, panel.open[j, s]) if direction > 0 else max(stop, panel.open[j, s])
                     break
-                if (best - target) * direction >= 0:
+                if (best - target) * direction > 0:
                     touch, t1, price = 1, j, target
                     break
             funding = 0.0
@@ -148,7 +161,9 @@ def slow_reference(panel: Panel, side: np.ndarray, atr_pct: np.ndarray, spec: La
                 seen = panel.close[t:j, s][~np.isnan(panel.close[t:j, s])]
                 due = seen[-1] if math.isnan(panel.open[j, s]) else panel.open[j, s]
                 funding += panel.funding[j, s] * due / entry
-            net = direction * (price / entry - 1) - spec.cost_per_side * (1 + price / entry) - direction * funding
+            leaving = spec.target_cost if touch == 1 else spec.cost_per_side
+            costs = spec.cost_per_side + leaving * price / entry
+            net = direction * (price / entry - 1) - costs - direction * funding
             samples.append((t, s, direction, t1, net, int(net > 0), touch))
     return samples
 
@@ -246,6 +261,19 @@ def test_a_spec_survives_json_and_its_hash_follows_every_field() -> None:
 def test_a_spec_that_makes_no_sense_is_refused(name: str, value: float, rule: str) -> None:
     with pytest.raises(ValueError, match=rf"label {name} is {value}; it must be .*{rule}"):
         LabelSpec(**{name: value})
+
+
+def test_costs_are_those_of_the_fill_model() -> None:
+    assert (LabelSpec().fee_bps, LabelSpec().maker_fee_bps) == (fills.TAKER_FEE_BPS, fills.MAKER_FEE_BPS)
+
+
+def test_i12_a_spec_from_before_the_target_had_to_be_traded_through_is_another_one_and_labels_nothing() -> None:
+    stored = LabelSpec().to_dict()
+    del stored["version"], stored["maker_fee_bps"]
+    old = LabelSpec.from_dict(stored)
+    assert (old.version, old.hash == LabelSpec().hash) == (1, False)
+    with pytest.raises(ValueError, match="label version is 1; this program labels by version 2: train anew"):
+        triple_barrier(random_panel(0, 10, 2), np.zeros((10, 2), dtype=np.int8), np.ones((10, 2)), old)
 
 
 def test_arrays_that_do_not_belong_to_the_panel_are_refused() -> None:
