@@ -39,11 +39,16 @@ def roc_auc(y: NDArray[np.int8], p: Float) -> float:
     negatives = len(y) - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+    rank_sum = float(np.sum(_ranks(p)[y == 1]))
+    return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
+
+
+def _ranks(values: Float) -> Float:
+    """Return the rank of each value from 1, equal values sharing the mean of theirs, float64[n]."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks = (ends - counts + 1 + ends) / 2.0
-    rank_sum = float(np.sum(ranks[inverse][y == 1]))
-    return (rank_sum - positives * (positives + 1) / 2.0) / (positives * negatives)
+    return np.asarray(ranks[inverse])
 
 
 def calibration_error(y: NDArray[np.int8], p: Float, *, bins: int = 10) -> float:
@@ -114,6 +119,18 @@ def skill_over_base_rate(y: NDArray[np.int8], p: Float, time: NDArray[np.int64],
     """
     base_rate = float(np.mean(y)) if len(y) else 0.5
     return block_mean(log_losses(y, np.full(len(y), base_rate)) - log_losses(y, p), time, block=block)
+
+
+def information_coefficient(score: Float, outcome: Float, time: NDArray[np.int64], *, block: int) -> BlockMean:
+    """Spearman's rank correlation of ``score`` and ``outcome`` (float64[n]), with its error over blocks of time.
+
+    It is the mean of the products of the standardised ranks, so `block_mean` gives its cluster-robust error (Cameron
+    and Miller 2015); the scatter of the ranks themselves is left out, which does not matter where nothing correlates.
+    Where either side does not vary there is no correlation: 0, with a t of 0.
+    """
+    x, y = ((ranks - np.mean(ranks)) for ranks in (_ranks(score), _ranks(outcome)))
+    scale = math.sqrt(float(np.mean(x**2)) * float(np.mean(y**2))) if len(score) else 0.0
+    return block_mean(x * y / scale if scale > 0 else np.zeros(len(score)), time, block=block)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,14 @@ class MetaModel:
         A row with an infinite feature, or without one that every symbol had in training, gets NaN: fail closed.
         Raises ValueError for a wrong number of columns or a code that the model does not know.
         """
+        probability = self.calibration.apply(self.score(features, symbol_codes, num_threads=num_threads))
+        probability[~usable_rows(features, self._required_columns())] = np.nan
+        return probability
+
+    def score(
+        self, features: NDArray[np.float32], symbol_codes: NDArray[np.int32], *, num_threads: int = 1
+    ) -> NDArray[np.float64]:
+        """Return the log odds before calibration, float64[n], of any row; arguments and errors as `predict`."""
         if features.ndim != 2 or features.shape[1] != len(self.feature_names):
             raise ValueError(
                 f"features has shape {features.shape}; the model needs {len(self.feature_names)} columns: "
@@ -156,9 +164,7 @@ class MetaModel:
             return np.empty(0)
         X = encode_features(features, symbol_codes, encoding=self.symbol_encoding, n_symbols=len(self.symbols))
         raw = self._load_booster().predict(X, raw_score=True, num_threads=num_threads)
-        probability = self.calibration.apply(np.asarray(raw, dtype=np.float64))
-        probability[~usable_rows(features, self._required_columns())] = np.nan
-        return probability
+        return np.asarray(raw, dtype=np.float64)
 
     def probe(self) -> None:
         """Predict the stored probe rows. Raises ModelError unless the stored predictions come out."""

@@ -29,21 +29,13 @@ from numpy.typing import NDArray
 from quant.calibration import fit_platt
 from quant.drift import make_reference, window_of
 from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
-from quant.metrics import (
-    brier_score,
-    calibration_curve,
-    calibration_error,
-    log_loss,
-    returns_per_period,
-    roc_auc,
-    skill_over_base_rate,
-    trades_at_threshold,
-)
+from quant.measures import measure, threshold_overfitting
+from quant.metrics import calibration_curve
 from quant.model import FitBooster, MetaModel, Probe, encode_features, fit_booster
 from quant.panel import Panel
 from quant.reasons import reason
-from quant.samples import Progress, Samples, TrainingError, make_samples
-from quant.sharpe import Trials, probabilistic_sharpe, probability_of_overfitting, sharpe_ratio
+from quant.samples import MakeSamples, Progress, Samples, TrainingError, make_samples
+from quant.sharpe import Trials
 from quant.timeframes import DAY_MS, timeframe_ms
 from quant.training_spec import TRAINING_MODES, TrainingSpec
 from quant.validation import PurgedWalkForward
@@ -53,8 +45,6 @@ __all__ = ["TRAINING_MODES", "TrainingError", "TrainingResult", "TrainingSpec", 
 THRESHOLD_CANDIDATES = 50
 MIN_TRADED_SHARE = 0.02
 PROBE_ROWS = 8
-OVERFITTING_THRESHOLDS = 12
-OVERFITTING_BLOCKS = 10
 DRIFT_WINDOW_DAYS = 30
 
 
@@ -105,13 +95,14 @@ def train(
     gate_bounds: GateBounds | None = None,
     looks: Iterable[Look] = (),
     fit: FitBooster = fit_booster,
+    sample: MakeSamples = make_samples,
 ) -> TrainingResult:
     """Train, calibrate, choose the threshold, test and judge.
 
     ``progress(fraction, text)`` is called as work advances, also inside the fits, and may raise to stop them.
     A ``champion`` is compared on the test rows that it has not seen and whose symbols it covers. ``looks`` are the
     earlier trainings of the scope: those whose test window overlaps this one's have looked at it before.
-    ``fit`` grows the trees, here or elsewhere.
+    ``fit`` grows the trees, here or elsewhere; ``sample`` makes the samples, honest or shuffled on purpose.
     Raises TrainingError with a reason when the data does not allow a training.
     """
     bounds = gate_bounds or GateBounds()
@@ -119,7 +110,7 @@ def train(
         raise TrainingError(reason("WRONG_TIMEFRAME", candles_ms=panel.step_ms, setting=spec.timeframe))
     if spec.training_mode == "single_symbol" and panel.n_symbols != 1:
         raise TrainingError(reason("ONE_SYMBOL_ONLY", training_mode=spec.training_mode, symbols=panel.n_symbols))
-    data = make_samples(panel, spec, progress=progress)
+    data = sample(panel, spec, progress=progress)
     develop, test, n_symbols = data.development, data.test, len(data.symbols)
     day = max(1, DAY_MS // panel.step_ms)
     block = max(2 * spec.label.horizon, day)
@@ -150,7 +141,8 @@ def train(
         facts={"spec": spec.to_dict(), "schema_hash": spec.schema.hash, "label_hash": spec.label.hash},
     )
     progress(0.96, "test")
-    probability = model.predict(test.X, test.code, num_threads=spec.num_threads)
+    score = model.score(test.X, test.code, num_threads=spec.num_threads)
+    probability = calibration.apply(score)  # as `predict`: no row of the samples lacks a required feature
     rows = np.linspace(0, len(test) - 1, PROBE_ROWS).round().astype(np.int64)
     model.probe_rows = Probe(
         features=test.X[rows], symbol_codes=test.code[rows], predictions=model.predict(test.X[rows], test.code[rows])
@@ -176,16 +168,16 @@ def train(
     champion_metrics = None
     if champion is not None and asked is not None and np.isfinite(asked).any():
         seen = np.flatnonzero(np.isfinite(asked))
-        champion_metrics = _measure(test.take(seen), asked[seen], champion.threshold, block=block, day=day)
+        champion_metrics = measure(test.take(seen), asked[seen], champion.threshold, block=block, day=day)
     metrics = {
         "threshold": threshold,
         "trees": n_trees,
         "windows": windows,
         "looks": trials.count,
         "development_samples": len(develop),
-        "validation": _measure(validation, validated, threshold, block=block, day=day),
-        "test": _measure(test, probability, threshold, block=block, day=day),
-        "threshold_overfitting": _threshold_overfitting(validation, validated, day=day),
+        "validation": measure(validation, validated, threshold, block=block, day=day, score=raw),
+        "test": measure(test, probability, threshold, block=block, day=day, score=score),
+        "threshold_overfitting": threshold_overfitting(validation, validated, day=day),
         "calibration_curve": calibration_curve(test.y, probability),
         "importance": _importance(booster),
     }
@@ -325,77 +317,6 @@ def _ask_champion(
     rows = np.flatnonzero((code >= 0) & (decided_ms >= champion.fit_end_ms))
     answer[rows] = champion.predict(test.X[rows], code[rows], num_threads=spec.num_threads)
     return answer
-
-
-def _daily_returns(
-    samples: Samples, probability: NDArray[np.float64], threshold: float, *, day: int
-) -> NDArray[np.float64]:
-    return returns_per_period(
-        samples.net_return,
-        samples.t1,
-        (probability >= threshold) & samples.allowed,
-        start=int(samples.t0.min()),
-        end=int(samples.t1.max()),
-        period=day,
-    )
-
-
-def _threshold_overfitting(samples: Samples, probability: NDArray[np.float64], *, day: int) -> float | None:
-    """How often the best of several thresholds is below their median elsewhere; None with too little to say.
-
-    The threshold is the one thing that a run picks by what it earned; about 0.5 means that picking it is luck.
-    """
-    thresholds = np.unique(np.quantile(probability, np.linspace(0.5, 0.98, OVERFITTING_THRESHOLDS)))
-    returns = np.stack([_daily_returns(samples, probability, each, day=day) for each in thresholds])
-    if len(thresholds) < 2 or returns.shape[1] < OVERFITTING_BLOCKS:
-        return None
-    return probability_of_overfitting(returns, blocks=OVERFITTING_BLOCKS)
-
-
-def _measure(
-    samples: Samples, probability: NDArray[np.float64], threshold: float, *, block: int, day: int
-) -> dict[str, Any]:
-    """Scores of a window as plain numbers, None where there is none (no trade, one class).
-
-    The Sharpe ratio is per day; ``turnover`` is the notional traded a day in notionals of one trade, both sides.
-    """
-    skill = skill_over_base_rate(samples.y, probability, samples.t0, block=block)
-    trades = trades_at_threshold(
-        samples.y,
-        probability,
-        samples.net_return,
-        samples.t0,
-        threshold=threshold,
-        block=block,
-        allowed=samples.allowed,
-    )
-    loss = log_loss(samples.y, probability)
-    everything = trades_at_threshold(
-        samples.y, probability, samples.net_return, samples.t0, threshold=0.0, block=block, allowed=samples.allowed
-    )
-    daily = _daily_returns(samples, probability, threshold, day=day)
-    ratio = sharpe_ratio(daily)
-    numbers = {
-        "samples": len(samples),
-        "base_rate": float(np.mean(samples.y)),
-        "log_loss": loss,
-        "skill": skill.mean,
-        "skill_t": skill.t_stat,
-        "relative_skill": skill.mean / (loss + skill.mean),
-        "brier": brier_score(samples.y, probability),
-        "auc": roc_auc(samples.y, probability),
-        "calibration_error": calibration_error(samples.y, probability),
-        "trades": trades.trades,
-        "precision": trades.precision,
-        "net_return": trades.net_return.mean,
-        "net_return_t": trades.net_return.t_stat,
-        "net_return_of_all": everything.net_return.mean,
-        "turnover": 2 * trades.trades / len(daily),
-        "sharpe": math.nan if ratio is None else ratio.value,
-        "sharpe_error": math.nan if ratio is None else ratio.standard_error,
-        "probabilistic_sharpe": math.nan if ratio is None else probabilistic_sharpe(ratio),
-    }
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _importance(booster: Any) -> dict[str, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,12 @@ class SampleSet:
     dropped: dict[str, str]
     required: NDArray[np.bool_]
     test_start: int
+
+
+class MakeSamples(Protocol):
+    """Makes the samples of a training: `make_samples`, or what a caller of `quant.pipeline` wraps around it."""
+
+    def __call__(self, panel: Panel, spec: TrainingSpec, *, progress: Progress) -> SampleSet: ...
 
 
 def make_samples(panel: Panel, spec: TrainingSpec, *, progress: Progress) -> SampleSet:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn import metrics as oracle
 
 from quant.metrics import (
@@ -13,6 +14,7 @@ from quant.metrics import (
     brier_score,
     calibration_curve,
     calibration_error,
+    information_coefficient,
     log_loss,
     roc_auc,
     skill_over_base_rate,
@@ -125,3 +127,27 @@ def test_trades_count_probabilities_at_the_threshold_and_respect_the_regime() ->
     nothing = trades_at_threshold(y, p, net, time, threshold=0.95, block=1)
     assert nothing.trades == 0
     assert math.isnan(nothing.precision)
+
+
+# ------------------------------------------------------------------- information coefficient
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(-5, 5)), min_size=3, max_size=60))
+def test_the_information_coefficient_is_spearmans(pairs: list[tuple[int, int]]) -> None:
+    score, outcome = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+    got = information_coefficient(score, outcome, np.arange(len(pairs)), block=1)
+    varies = len(set(score)) > 1 and len(set(outcome)) > 1
+    assert got.mean == pytest.approx(spearmanr(score, outcome).statistic if varies else 0.0, abs=1e-12)
+    assert information_coefficient(np.exp(score), outcome, np.arange(len(pairs)), block=1) == got  # ranks only
+
+
+def test_the_t_of_the_information_coefficient_is_standard_where_samples_overlap_and_nothing_correlates() -> None:
+    rng = np.random.default_rng(4)
+    time = np.repeat(np.arange(40 * 24), 3)
+    naive, blocked = [], []
+    for _ in range(300):
+        # Score and outcome stay the same for a day and are alike for three symbols: 72 samples are one observation.
+        score, outcome = (np.repeat(rng.normal(size=40), 72) + 0.3 * rng.normal(size=len(time)) for _ in range(2))
+        naive.append(information_coefficient(score, outcome, np.arange(len(time)), block=1).t_stat)
+        blocked.append(information_coefficient(score, outcome, time, block=24).t_stat)
+    assert np.std(naive) > 5
+    assert 0.9 < np.std(blocked) < 1.15
+    assert abs(np.mean(blocked)) < 0.2
