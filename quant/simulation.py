@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -35,7 +35,8 @@ class Signals:
     """Signals that reach their threshold, k of them in order of ``bar``: what a model would trade.
 
     ``bar`` and ``column`` int64[k] place them in the panel; ``side`` int8; ``probability`` and ``threshold`` float64;
-    ``features`` float32[k, F]. ``promised_precision`` is the share of its trades that the model said would pay.
+    ``features`` float32[k, F]; ``model`` int64[k], the number of the model that speaks (None: they are of number 0).
+    ``promised_precision`` maps every model that is held to the share of its trades that it said would pay.
     """
 
     bar: NDArray[np.int64]
@@ -44,12 +45,15 @@ class Signals:
     probability: NDArray[np.float64]
     threshold: NDArray[np.float64]
     features: NDArray[np.float32]
-    promised_precision: float | None = None
+    model: NDArray[np.int64] | None = None
+    promised_precision: Mapping[int, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in ("column", "side", "probability", "threshold", "features"):
             if len(getattr(self, each)) != len(self.bar):
                 raise ValueError(f"{each} has {len(getattr(self, each))} rows and bar {len(self.bar)}: one per signal")
+        if self.model is not None and len(self.model) != len(self.bar):
+            raise ValueError(f"model has {len(self.model)} rows and bar {len(self.bar)}: one per signal")
         if np.any(np.diff(self.bar) < 0):
             raise ValueError("bar goes backwards; signals come in order of their bars")
 
@@ -92,6 +96,7 @@ class _Position:
     entry_bar: int
     probability: float
     left: float
+    model: int = 0
     fees: float = 0.0
     funding: float = 0.0
     received: float = 0.0
@@ -103,11 +108,12 @@ class _Entry:
     intent: EntryIntent
     column: int
     probability: float
+    model: int
 
 
 @dataclass(slots=True, kw_only=True)
-class _Track:
-    """How a model's trades went, for the performance guard."""
+class Track:
+    """How the trades that a model opened went, for the performance guard."""
 
     trades: int = 0
     wins: int = 0
@@ -131,6 +137,7 @@ class Simulation:
     equity: NDArray[np.float64] = field(init=False)
     exposure: NDArray[np.float64] = field(init=False)
     refused: dict[str, int] = field(default_factory=dict)
+    tracks: dict[int, Track] = field(default_factory=dict)
     _cash: float = field(init=False)
     _positions: dict[str, _Position] = field(default_factory=dict)
     _entries: list[_Entry] = field(default_factory=list)
@@ -139,7 +146,6 @@ class Simulation:
     _peak: float = 0.0
     _daily_loss: bool = False
     _killed: str | None = None
-    _track: _Track = field(default_factory=_Track)
 
     def __post_init__(self) -> None:
         if not self.initial_equity > 0:
@@ -152,7 +158,6 @@ class Simulation:
 
     def run(self, start: int, stop: int, signals: Signals | None) -> None:
         """Play the bars ``start <= bar < stop``, entering by ``signals`` (None: no model, so no entries)."""
-        self._track = _Track()
         bars = np.empty(0, dtype=np.int64) if signals is None else signals.bar
         first = np.searchsorted(bars, np.arange(start, stop + 1)).tolist()
         bar = start
@@ -217,6 +222,7 @@ class Simulation:
                 entry_bar=bar,
                 probability=entry.probability,
                 left=quantity,
+                model=entry.model,
                 fees=fee,
             )
 
@@ -292,8 +298,9 @@ class Simulation:
             cause=code_of(cause) or cause,
         )
         self.trades.append(trade)
-        self._track.trades += 1
-        self._track.wins += trade.net > 0
+        track = self.tracks.setdefault(position.model, Track())
+        track.trades += 1
+        track.wins += trade.net > 0
 
     # ---------------------------------------------------------------- valuation
     def _last_bar(self, column: int, bar: int) -> int:
@@ -350,7 +357,6 @@ class Simulation:
             side[there] = signals.side[asked[there]]
             probability[there] = signals.probability[asked[there]]
             threshold[there] = signals.threshold[asked[there]]
-        promised = signals.promised_precision if signals is not None else None
         decisions = decide(
             bar=BarInput(
                 open_time_ms=int(self.panel.open_time[bar]),
@@ -371,7 +377,7 @@ class Simulation:
                 day_start_equity=self._day_start,
                 peak_equity=self._peak,
                 entries_blocked=self._killed or ("DAILY_LOSS" if self._daily_loss else None),
-                guard=risk.performance_guard(promised=promised, trades=self._track.trades, wins=self._track.wins),
+                guard=self._guard(signals),
             ),
             spec=self.spec,
             schema=self.schema,
@@ -381,9 +387,19 @@ class Simulation:
             if isinstance(intent, ExitIntent):
                 self._positions[decision.symbol].exit_cause = intent.cause
             elif isinstance(intent, EntryIntent):
-                self._entries.append(_Entry(intent=intent, column=column, probability=decision.probability))
+                model = 0 if signals is None or signals.model is None else int(signals.model[rows[column]])
+                entry = _Entry(intent=intent, column=column, probability=decision.probability, model=model)
+                self._entries.append(entry)
             elif decision.symbol not in self._positions:
                 self._refuse(code_of(decision.reason) or decision.reason)
+
+    def _guard(self, signals: Signals | None) -> float:
+        """What the model that keeps its promise least leaves of the usual size, as in `trading_app.bar`."""
+        shares = [1.0]
+        for model, promised in ({} if signals is None else signals.promised_precision).items():
+            track = self.tracks.get(model, Track())
+            shares.append(risk.performance_guard(promised=promised, trades=track.trades, wins=track.wins))
+        return min(shares)
 
     def _refuse(self, code: str) -> None:
         self.refused[code] = self.refused.get(code, 0) + 1

@@ -2,6 +2,8 @@
 
 from django.db import models
 
+from quant.watch import WatchFinding
+
 
 class RunState(models.TextChoices):
     QUEUED = "queued", "Queued"
@@ -32,12 +34,12 @@ class Verdict(models.TextChoices):
 
 
 class WatchVerdict(models.TextChoices):
-    """What a look at an active model found."""
+    """What a look at an active model found: `quant.watch.WatchFinding` in words."""
 
-    STEADY = "steady", "As in its training"
-    DRIFTED = "drifted", "Its features have drifted"
-    BELOW_PROMISE = "below", "Its trades are below its promise"
-    TOO_LITTLE = "too_little", "Too little to judge"
+    STEADY = WatchFinding.STEADY.value, "As in its training"
+    DRIFTED = WatchFinding.DRIFTED.value, "Its features have drifted"
+    BELOW_PROMISE = WatchFinding.BELOW_PROMISE.value, "Its trades are below its promise"
+    TOO_LITTLE = WatchFinding.TOO_LITTLE.value, "Too little to judge"
 
 
 class ActivationKind(models.TextChoices):

@@ -19,10 +19,9 @@ from django.db.models import F, OuterRef, Q, QuerySet, Subquery
 from coverage_app.market import candle_store
 from ops_app import clock, journal
 from ops_app.choices import Severity
-from quant.promises import LiveRecord, wilson_interval
-from quant.reasons import reason
-from quant.risk import GUARD_MIN_TRADES, performance_guard
+from quant.promises import LiveRecord
 from quant.timeframes import floor_ms, from_ms, timeframe_ms, to_ms
+from quant.watch import EVERY_MS, judge, window_start
 from training_app import registry
 from training_app.choices import WatchVerdict
 from training_app.models import ActiveModel, ModelArtifact, ModelWatch
@@ -31,12 +30,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quant.drift import Drift
 
 log = structlog.get_logger(__name__)
 
 WATCH_TASK = "training_app.tasks.watch_models"
-EVERY = dt.timedelta(days=1)
+EVERY = dt.timedelta(milliseconds=EVERY_MS)
 MOST_WATCHED = 50
 """Models at one go, those first that were not looked at for the longest: in single_symbol mode there are hundreds."""
 WORST = 10
@@ -135,9 +133,8 @@ def _signals(artifacts: list[ModelArtifact], now: dt.datetime) -> dict[int, tupl
 
 
 def _window_start(artifact: ModelArtifact, until_ms: int, step_ms: int) -> int:
-    """Return the open time of the first bar that counts: a window ago, and nothing that the model was fitted on."""
-    fitted_ms = (artifact.metrics.get("windows") or {}).get("development_end_ms", 0)
-    return max(until_ms - artifact.drift_reference.get("window", 0) * step_ms, int(fitted_ms))
+    fitted_ms = int((artifact.metrics.get("windows") or {}).get("development_end_ms", 0))
+    return window_start(artifact.drift_reference, fitted_ms=fitted_ms, until_ms=until_ms, step_ms=step_ms)
 
 
 def _write(
@@ -146,8 +143,7 @@ def _write(
     from quant.drift import measure_drift
 
     drift = measure_drift(features, registry.feature_schema().names, artifact.drift_reference)
-    guard = performance_guard(promised=live.promised_precision, trades=live.trades, wins=live.wins)
-    verdict, text = judge(drift, live, guard)
+    found = judge(drift, live)
     watch = ModelWatch(
         artifact=artifact,
         at=now,
@@ -169,11 +165,10 @@ def _write(
         trades=live.trades,
         wins=live.wins,
         promised_precision=live.promised_precision,
-        guard=guard,
-        verdict=verdict,
-        text=text[:500],
-        asks=verdict in (WatchVerdict.DRIFTED, WatchVerdict.BELOW_PROMISE)
-        and not artifact.watches.filter(asks=True).exists(),
+        guard=found.guard,
+        verdict=WatchVerdict(found.finding.value),
+        text=found.text[:500],
+        asks=found.wants_training and not artifact.watches.filter(asks=True).exists(),
     )
     try:
         with transaction.atomic():
@@ -182,29 +177,6 @@ def _write(
         watch.asks = False
         watch.save(force_insert=True)
     if watch.asks:
-        what = f"{artifact} of {artifact.scope.key} asks for a training: {text}"
+        what = f"{artifact} of {artifact.scope.key} asks for a training: {found.text}"
         journal.record("model_drifted", what, subject=f"artifact:{artifact.pk}", severity=Severity.WARNING)
     return watch
-
-
-def judge(drift: Drift, live: LiveRecord, guard: float) -> tuple[WatchVerdict, str]:
-    """Return what was found and a sentence with its numbers. Trades below the promise say more than features."""
-    low, high = wilson_interval(live.wins, live.trades)
-    traded = {"trades": live.trades, "precision_low": low, "precision_high": high, "promised": live.promised_precision}
-    if guard < 1.0:
-        return WatchVerdict.BELOW_PROMISE, reason("BELOW_PROMISE", wins=live.wins, **traded, size_share=guard)
-    drifted = drift.drifted
-    if drift.strong:
-        worst = drifted[0]
-        return WatchVerdict.DRIFTED, reason(
-            "FEATURES_DRIFTED", drifted=len(drifted), features=drift.judged_features, samples=drift.samples,
-            worst=worst.name, psi=worst.psi, bound=worst.bound,
-        )  # fmt: skip
-    if not drift.judged and live.trades < GUARD_MIN_TRADES:
-        why = "too few signals since, or too short a history in training" if drift.features else "no signal to compare"
-        return WatchVerdict.TOO_LITTLE, reason(
-            "TOO_LITTLE", samples=drift.samples, trades=live.trades, need_trades=GUARD_MIN_TRADES, features=why
-        )
-    return WatchVerdict.STEADY, reason(
-        "STEADY", drifted=len(drifted), features=drift.judged_features, samples=drift.samples, trades=live.trades
-    )

@@ -165,7 +165,7 @@ def test_a_model_that_breaks_its_promise_is_held_back() -> None:
     label = replace(FREE, fee_bps=5.0)  # every trade of a flat market loses its fees
     rows = [(bar, 0, 1) for bar in range(10, 1900, 30)]
     kept = play(panel, signals(*rows), label=label)
-    guarded = play(panel, signals(*rows, promised_precision=0.9), label=label)
+    guarded = play(panel, signals(*rows, promised_precision={0: 0.9}), label=label)
     assert len(kept.trades) == len(rows)
     assert len(guarded.trades) == 20
 

@@ -19,7 +19,8 @@ from quant.timeframes import DAY_MS, HOUR_MS
 from quant.training_spec import TrainingSpec
 from tests.quant.feature_worlds import mixed
 from tests.quant.test_pipeline import START, random_walk, simulated
-from tradingsite.backtest.play import bar_after, buy_and_hold
+from tradingsite.backtest.account import bar_after
+from tradingsite.backtest.play import buy_and_hold
 from tradingsite.backtest.report import Backtest, run
 from tradingsite.backtest.summary import daily_returns, drawdown, months
 from tradingsite.backtest.walk import Plan, judge_symbols

@@ -23,7 +23,6 @@ from ops_app.clock import SimulatedClock
 from ops_app.models import Event
 from ops_app.queue import Message
 from quant.candles import Candles
-from quant.drift import Drift, FeatureDrift
 from quant.pipeline import TrainingResult, train
 from quant.promises import LiveRecord
 from quant.reasons import code_of
@@ -187,28 +186,6 @@ def test_a_training_of_no_use_is_not_found_in_a_soak(serving: ModelArtifact, sco
         symbols=[row.symbol_id for row in serving.artifact_symbols.all()],
     )  # fmt: skip
     assert verified_cause(run) == "", "nobody saw a drift"
-
-
-def drift_of(drifted: int, *, of: int = 20, judged: bool = True) -> Drift:
-    features = [FeatureDrift(f"f{n}", 0.9 if n < drifted else 0.01, 0.25, 0.0, 0.0) for n in range(of)]
-    return Drift(500, judged, tuple(features))
-
-
-@pytest.mark.parametrize(
-    "drift, record, guard, verdict",
-    [
-        (drift_of(2), LiveRecord(), 1.0, WatchVerdict.STEADY),
-        (drift_of(3), LiveRecord(), 1.0, WatchVerdict.DRIFTED),
-        (drift_of(9, judged=False), LiveRecord(trades=5, wins=1), 1.0, WatchVerdict.TOO_LITTLE),
-        (drift_of(9, judged=False), LiveRecord(trades=25, wins=15), 1.0, WatchVerdict.STEADY),
-        (drift_of(0), BELOW, 0.5, WatchVerdict.BELOW_PROMISE),
-    ],
-)
-def test_what_is_found_and_said(drift: Drift, record: LiveRecord, guard: float, verdict: WatchVerdict) -> None:
-    found, text = watching.judge(drift, record, guard)
-    assert found == verdict
-    assert len(text) < 300
-    assert code_of(text)
 
 
 def test_each_model_of_single_symbol_mode_is_watched_by_one_replay(

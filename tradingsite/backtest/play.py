@@ -1,58 +1,46 @@
-"""Trades a walk: as it would have happened, with the gates forced open, and without any model."""
+"""Trades a walk once more: with the gates forced open, and without any model."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.panel import Panel
-from quant.simulation import Signals, Simulation
-from tradingsite.backtest.walk import Plan, Walk, every_signal, signals_of
+from quant.simulation import Simulation
+from tradingsite.backtest.account import SignalFeed, bar_after
+from tradingsite.backtest.walk import Plan, Training, Walk, feed_of, open_account
 
 
-def bar_after(panel: Panel, time_ms: int) -> int:
-    """Return the first bar that closes after ``time_ms``: the first that a model of that moment decides."""
-    return int(np.searchsorted(panel.open_time, time_ms - panel.step_ms, side="right"))
-
-
-def trade(panel: Panel, plan: Plan, walk: Walk, *, gated: bool) -> Simulation:
-    """Trade by the models that were promoted; with ``gated=False`` by every one that was trained."""
-    models = [each for each in walk.models(gated=gated) if each[0] < plan.end_ms]
-    starts = [at for at, _, _ in models]
-    ends = [
-        min(end, at + plan.model_max_age_ms)  # an expired model opens nothing
-        for at, end in zip(starts, _ends(starts, plan), strict=True)
-    ]
-    return _simulate(
-        panel,
-        plan,
-        (
-            (at, signals_of(panel, model, result, plan.training, start_ms=at, end_ms=end))
-            for (at, model, result), end in zip(models, ends, strict=True)
-        ),
-    )
+def trade_every_model(panel: Panel, plan: Plan, walk: Walk) -> Simulation:
+    """Trade by every model that was trained, the refused ones too."""
+    account = open_account(panel, plan)
+    for training in walk.trainings:
+        if training.result is not None:
+            account.play(training.at_ms)
+            account.hold(training.scope, feed_of(panel, plan, training, training.result))
+    return account.finish(plan.end_ms)
 
 
 def trade_every_signal(panel: Panel, plan: Plan, walk: Walk) -> Simulation:
     """Take every primary signal of the symbols that were good enough to train on: what the model must beat."""
-    times = [(training.at_ms, training.symbols) for training in walk.trainings if training.at_ms < plan.end_ms]
-    ends = _ends([at for at, _ in times], plan)
-    return _simulate(
-        panel,
-        plan,
-        (
-            (at, every_signal(panel, symbols, plan.training, start_ms=at, end_ms=end))
-            for (at, symbols), end in zip(times, ends, strict=True)
-        ),
+    account, of = open_account(panel, plan), dict[str, tuple[str, ...]]()
+    for training in walk.trainings:
+        if of.get(training.scope) != training.symbols:
+            of[training.scope] = training.symbols
+            account.play(training.at_ms)
+            account.hold(training.scope, _every_signal(panel, plan, training))
+    return account.finish(plan.end_ms)
+
+
+def _every_signal(panel: Panel, plan: Plan, training: Training) -> SignalFeed:
+    return SignalFeed(
+        panel=panel,
+        spec=plan.training,
+        symbols=training.symbols,
+        data_start_ms=int(panel.open_time[0]),
+        start_ms=training.at_ms,
+        end_ms=plan.end_ms,
     )
-
-
-def _ends(starts: list[int], plan: Plan) -> list[int]:
-    """When each stretch ends: as the next one starts, the last with the plan."""
-    return [*starts[1:], plan.end_ms] if starts else []
 
 
 def buy_and_hold(panel: Panel, plan: Plan) -> NDArray[np.float64]:
@@ -66,17 +54,3 @@ def buy_and_hold(panel: Panel, plan: Plan) -> NDArray[np.float64]:
     seen = np.where(np.isfinite(prices), np.arange(len(prices))[:, None], 0)
     prices = np.take_along_axis(prices, np.maximum.accumulate(seen, axis=0), axis=0)  # the last known price stands
     return plan.initial_equity * np.mean(prices / prices[0], axis=1)
-
-
-def _simulate(panel: Panel, plan: Plan, stretches: Iterator[tuple[int, Signals]]) -> Simulation:
-    simulation = Simulation(
-        panel=panel, spec=plan.engine, schema=plan.training.schema, initial_equity=plan.initial_equity
-    )
-    ready = list(stretches)
-    cuts = [bar_after(panel, at) for at, _ in ready]
-    first, last = bar_after(panel, plan.start_ms), bar_after(panel, plan.end_ms)
-    simulation.run(first, cuts[0] if cuts else last, None)
-    for (start, stop), (_, signals) in zip(pairwise([*cuts, last]), ready, strict=True):
-        simulation.run(start, stop, signals)
-    simulation.finish()
-    return simulation

@@ -13,7 +13,8 @@ from quant.panel import Panel
 from quant.simulation import Simulation
 from quant.timeframes import from_ms
 from tradingsite.backtest import charts
-from tradingsite.backtest.play import bar_after, buy_and_hold, trade, trade_every_signal
+from tradingsite.backtest.account import bar_after
+from tradingsite.backtest.play import buy_and_hold, trade_every_model, trade_every_signal
 from tradingsite.backtest.summary import drawdown, summarise
 from tradingsite.backtest.walk import Plan, Progress, Walk, facts, walk_forward
 
@@ -31,8 +32,8 @@ class Backtest:
     def __init__(self, panel: Panel, plan: Plan, walk: Walk, source: str) -> None:
         self.panel, self.plan, self.walk, self.source = panel, plan, walk, source
         self.accounts: dict[str, Simulation] = {
-            "gated": trade(panel, plan, walk, gated=True),
-            "ungated": trade(panel, plan, walk, gated=False),
+            "gated": walk.traded,
+            "ungated": trade_every_model(panel, plan, walk),
             "every_signal": trade_every_signal(panel, plan, walk),
         }
         self.held = buy_and_hold(panel, plan)
@@ -54,6 +55,10 @@ class Backtest:
             },
             "data_hash": self.panel.content_hash(),
             "trainings": [facts(training) for training in self.walk.trainings],
+            "asked_by_watches": [
+                {"at": f"{from_ms(each.at_ms):%Y-%m-%d}", "scope": each.scope, "why": each.text}
+                for each in self.walk.asked
+            ],
             "promoted": sum(training.passed for training in self.walk.trainings),
             "trials": trials,
             "accounts": {name: summarise(played, trials=trials) for name, played in self.accounts.items()},

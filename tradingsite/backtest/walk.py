@@ -1,25 +1,27 @@
-"""Plays history forward: judge the symbols, train when it was due, gate, trade until the next training.
+"""Plays history forward: judge the symbols, watch the models, train when it was due, gate, trade what passed.
 
-Coverage (`quant.policy.judge`), the schedule of trainings (`quant.policy.run_due`), the training itself
-(`quant.pipeline.train`), its gates and the trading (`quant.simulation`) are the functions that run live. Looks at the
-data are taken once a day, at midnight UTC; live they are every minute. Everything before a look is known to it and
-nothing after. Pure: no database, no clock.
+Coverage (`quant.policy.judge`), the watch (`quant.watch`), the schedule of trainings (`quant.policy.run_due`), the
+training itself (`quant.pipeline.train`), its gates and the trading (`quant.simulation`) are the functions that run
+live. Symbols are judged and models watched once a day, at midnight UTC; live it is every few minutes and once a day.
+What is due before the next look starts at its own time. Everything before that is known to it and nothing after.
+
+In ``single_symbol`` mode every symbol is a scope of its own, whose runs and model read its candles alone; all models
+trade one account. Pure: no database, no clock.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from marketdata.gaps import history_stats
 from quant.candles import Candles
+from quant.drift import measure_drift
 from quant.engine import EngineSpec
-from quant.features import FeatureState
-from quant.features import replay as replay_features
 from quant.gates import GateBounds
 from quant.model import MetaModel
 from quant.panel import Panel
@@ -34,10 +36,12 @@ from quant.policy import (
     judge,
     run_due,
 )
-from quant.signals import primary_side
-from quant.simulation import Signals
+from quant.simulation import Simulation
 from quant.timeframes import DAY_MS, floor_ms, from_ms
 from quant.training_spec import TrainingSpec
+from quant.watch import EVERY_MS, unanswered
+from quant.watch import judge as judge_watch
+from tradingsite.backtest.account import Account, SignalFeed
 
 SCOPE = "multi_symbol:backtest"
 Progress = Callable[[float, str], None]
@@ -45,7 +49,10 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is played: from ``start_ms`` to ``end_ms``, with the rules of the settings."""
+    """What is played: from ``start_ms`` to ``end_ms``, with the rules of the settings.
+
+    ``scope`` is the key of the live scope (in ``single_symbol`` mode without the symbol): back-offs depend on it.
+    """
 
     start_ms: int
     end_ms: int
@@ -56,15 +63,25 @@ class Plan:
     engine: EngineSpec
     initial_equity: float
     model_max_age_ms: int = 45 * DAY_MS
+    scope: str = SCOPE
+
+    @property
+    def one_symbol(self) -> bool:
+        return self.training.training_mode == "single_symbol"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A run of the walk: when, why, over which symbols, and what came of it. ``error`` is set instead of a result."""
+    """A run of the walk: when, of which scope, why, over which symbols, and what came of it.
+
+    ``text`` is the cause with its numbers; ``error`` is set instead of a result.
+    """
 
     number: int
     at_ms: int
+    scope: str
     cause: RunCause
+    text: str
     symbols: tuple[str, ...]
     result: TrainingResult | None
     error: str = ""
@@ -74,36 +91,108 @@ class Training:
         return self.result is not None and self.result.gates_passed
 
 
+def feed_of(panel: Panel, plan: Plan, training: Training, result: TrainingResult) -> SignalFeed:
+    """Return the signals of a trained model: from the end of its training until it is too old to open trades."""
+    return SignalFeed(
+        panel=panel,
+        spec=plan.training,
+        symbols=result.model.panel_symbols,
+        data_start_ms=result.data_start_ms,
+        start_ms=training.at_ms,
+        end_ms=result.data_end_ms + plan.model_max_age_ms,
+        model=result.model,
+        number=training.number,
+        promised=result.metrics["test"]["precision"],
+        reference=result.reference,
+        fitted_ms=result.metrics["windows"]["development_end_ms"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A watch that asked for a training: when, of which scope, and what it saw."""
+
+    at_ms: int
+    scope: str
+    text: str
+
+
 @dataclass(slots=True)
 class Walk:
-    """All trainings in order, and the symbols that were blocked on the last day, with the evidence."""
+    """The account that the promoted models traded, all trainings in order, and what watches asked for.
 
+    ``blocked`` are the symbols that were blocked on the last day, with the evidence.
+    """
+
+    traded: Simulation
     trainings: list[Training] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     blocked: dict[str, str] = field(default_factory=dict)
 
-    def models(self, *, gated: bool) -> list[tuple[int, MetaModel, TrainingResult]]:
-        """Return (from when, model, its training) in order: those that passed, or every one that was trained."""
-        return [
-            (training.at_ms, training.result.model, training.result)
-            for training in self.trainings
-            if training.result is not None and (training.passed or not gated)
-        ]
+
+def open_account(panel: Panel, plan: Plan) -> Account:
+    """Return the account as it is at the start of the plan."""
+    return Account.open(
+        panel,
+        engine=plan.engine,
+        training=plan.training,
+        initial_equity=plan.initial_equity,
+        start_ms=plan.start_ms,
+    )
 
 
 def walk_forward(panel: Panel, plan: Plan, *, progress: Progress) -> Walk:
-    """Go through the days from ``plan.start_ms`` to its end, and train whenever a training was due."""
-    walk, state = Walk(), _Scope()
-    for now in range(floor_ms(plan.start_ms + DAY_MS - 1, DAY_MS), plan.end_ms + 1, DAY_MS):
+    """Go through the days from ``plan.start_ms`` to its end: trade, watch, and train whenever a training was due."""
+    account, scopes = open_account(panel, plan), dict[str, _Scope]()
+    walk = Walk(account.simulation)
+    for now in range(floor_ms(plan.start_ms + DAY_MS - 1, DAY_MS), plan.end_ms, DAY_MS):
         done = (now - plan.start_ms) / max(plan.end_ms - plan.start_ms, 1)
         progress(done, f"{_date(now)}: {len(walk.trainings)} trainings")
+        account.play(now)
         trainable, walk.blocked = judge_symbols(panel, plan, now)
-        due = state.ask(trainable, now, plan.schedule)
-        if due.due and due.cause is not None:
-            training = _train(panel, plan, walk, state, trainable, now, due.cause)
-            walk.trainings.append(training)
-            state.note(training, now)
+        wanted = _scopes(plan, trainable)
+        for key in wanted:
+            scopes.setdefault(key, _Scope(key, one_symbol=plan.one_symbol))
+        for key, scope in scopes.items():
+            scope.look(wanted.get(key, ()), now)
+            walk.asked += scope.watch(account, now)
+        _train_until(min(now + DAY_MS, plan.end_ms), panel, plan, walk, account, scopes, now)
+    account.finish(plan.end_ms)
     progress(1.0, f"{len(walk.trainings)} trainings")
     return walk
+
+
+def _scopes(plan: Plan, trainable: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return what each scope would train: one over all symbols, or one for each of them."""
+    return {f"{plan.scope}:{code}": (code,) for code in trainable} if plan.one_symbol else {plan.scope: trainable}
+
+
+def _train_until(
+    end_ms: int, panel: Panel, plan: Plan, walk: Walk, account: Account, scopes: dict[str, _Scope], now_ms: int
+) -> None:
+    """Run what is due from ``now_ms`` on and before ``end_ms``, in order of time; then what that makes due."""
+    waiting = [(start, key) for key, scope in scopes.items() if (start := scope.starts_at(now_ms, plan)) is not None]
+    heapq.heapify(waiting)
+    while waiting and waiting[0][0] < end_ms:
+        at, key = heapq.heappop(waiting)
+        scope = scopes[key]
+        decision = scope.ask(at, plan)
+        if not decision.due or decision.cause is None:
+            raise AssertionError(f"{key} was to start at {at} and does not: {decision.reason}")
+        account.play(at)
+        known = Training(
+            number=len(walk.trainings) + 1, at_ms=at, scope=key, cause=decision.cause, text=decision.reason,
+            symbols=scope.trainable, result=None,
+        )  # fmt: skip
+        training = _train(panel, plan, walk, scope, known)
+        walk.trainings.append(training)
+        scope.note(training)
+        if training.passed and training.result is not None:
+            scope.feed = feed_of(panel, plan, training, training.result)
+            account.hold(key, scope.feed)
+        again = scope.starts_at(at, plan)
+        if again is not None:
+            heapq.heappush(waiting, (again, key))
 
 
 def judge_symbols(panel: Panel, plan: Plan, now_ms: int) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -135,71 +224,93 @@ def judge_symbols(panel: Panel, plan: Plan, now_ms: int) -> tuple[tuple[str, ...
 
 @dataclass(slots=True)
 class _Scope:
-    """What `run_due` asks about the scope."""
+    """What `run_due` and the watch ask about a scope. ``feed`` are the signals of the model that serves it."""
 
+    key: str
+    one_symbol: bool = False
+    trainable: tuple[str, ...] = ()
     champion: MetaModel | None = None
+    feed: SignalFeed | None = None
     covered: frozenset[str] = frozenset()
     trained_ms: int | None = None
     last_run_ms: int | None = None
     failures: int = 0
     since: dict[str, int] = field(default_factory=dict)
+    asked_ms: int | None = None
+    asked_why: str = ""
 
-    def ask(self, trainable: tuple[str, ...], now_ms: int, schedule: TrainingPolicy) -> RunDecision:
+    def look(self, trainable: tuple[str, ...], now_ms: int) -> None:
+        self.trainable = trainable
         self.since = {symbol: self.since.get(symbol, now_ms) for symbol in trainable}
+
+    def watch(self, account: Account, now_ms: int) -> list[Asked]:
+        """Look at the active model as `training_app.watching` does. A model asks once, so it is asked no more then."""
+        if self.feed is None or self.trained_ms is None or self.asked_ms is not None:
+            return []
+        if now_ms - self.trained_ms < EVERY_MS:
+            return []
+        drift = measure_drift(self.feed.window(now_ms), self.feed.spec.schema.names, self.feed.reference)
+        found = judge_watch(drift, account.record(self.feed))
+        if not found.wants_training:
+            return []
+        self.asked_ms, self.asked_why = now_ms, found.text
+        return [Asked(now_ms, self.key, found.text)]
+
+    def starts_at(self, now_ms: int, plan: Plan) -> int | None:
+        """Return when the next run starts, as far as is known at ``now_ms``; None: nothing is wanted."""
+        decision = self.ask(now_ms, plan)
+        return None if decision.cause is None else max(now_ms, decision.not_before_ms or now_ms)
+
+    def ask(self, now_ms: int, plan: Plan) -> RunDecision:
         new = [at for symbol, at in self.since.items() if symbol not in self.covered]
+        drift_ms = unanswered(self.asked_ms, self.last_run_ms)
         facts = ScopeFacts(
-            scope=SCOPE,
-            trainable_symbols=len(trainable),
+            scope=self.key,
+            trainable_symbols=len(self.trainable),
             new_symbols=len(new),
-            first_new_ms=min(new, default=None),
-            last_new_ms=max(new, default=None),
+            # A scope of one symbol waits for no other: as in `training_app.services.planning`.
+            first_new_ms=None if self.one_symbol else min(new, default=None),
+            last_new_ms=None if self.one_symbol else max(new, default=None),
             has_compatible_model=self.champion is not None,
             model_trained_ms=self.trained_ms,
             last_run_ms=self.last_run_ms,
             last_run_ended_ms=self.last_run_ms,
             failures=self.failures,
+            drift_ms=drift_ms,
+            drift=self.asked_why if drift_ms is not None else "",
         )
-        # Symbols that became trainable today have waited for their debounce by the next look.
-        return run_due(facts, now_ms + schedule.max_debounce_ms, schedule)
+        return run_due(facts, now_ms, plan.schedule)
 
-    def note(self, training: Training, now_ms: int) -> None:
-        self.last_run_ms = now_ms
+    def note(self, training: Training) -> None:
+        self.last_run_ms = training.at_ms
         if not training.passed or training.result is None:
             self.failures += 1
             return
-        self.failures, self.trained_ms = 0, now_ms
-        self.champion = training.result.model
+        self.failures, self.trained_ms = 0, training.at_ms
+        self.champion, self.asked_ms = training.result.model, None
         # What the run left out comes back by itself, with a back-off; it must not ask for a training every day.
         self.covered = frozenset(training.symbols)
 
 
-def _train(
-    panel: Panel,
-    plan: Plan,
-    walk: Walk,
-    state: _Scope,
-    symbols: tuple[str, ...],
-    now_ms: int,
-    cause: RunCause,
-) -> Training:
-    known = Training(number=len(walk.trainings) + 1, at_ms=now_ms, cause=cause, symbols=symbols, result=None)
+def _train(panel: Panel, plan: Plan, walk: Walk, scope: _Scope, known: Training) -> Training:
+    since_ms = known.at_ms - round(plan.coverage.target_history_days) * DAY_MS
     try:
         result = train(
-            history(panel, symbols, now_ms, now_ms - round(plan.coverage.target_history_days) * DAY_MS),
+            history(panel, known.symbols, known.at_ms, since_ms),
             plan.training,
             progress=lambda _fraction, _text: None,
-            champion=state.champion,
+            champion=scope.champion,
             gate_bounds=plan.gates,
-            looks=list(_looks(walk)),
+            looks=list(_looks(walk, scope.key)),
         )
     except TrainingError as error:
         return replace(known, error=str(error))
     return replace(known, result=result)
 
 
-def _looks(walk: Walk) -> Iterator[Look]:
+def _looks(walk: Walk, scope: str) -> Iterator[Look]:
     for training in walk.trainings:
-        if training.result is not None:
+        if training.result is not None and training.scope == scope:
             windows, test = training.result.metrics["windows"], training.result.metrics["test"]
             yield Look(
                 test_start_ms=windows["test_start_ms"],
@@ -214,69 +325,6 @@ def history(panel: Panel, symbols: tuple[str, ...], now_ms: int, since_ms: int =
     known = known.rows(int(np.searchsorted(known.open_time, since_ms)), known.n_times)
     present = np.flatnonzero(np.isfinite(known.close).any(axis=1))
     return known.rows(int(present[0]) if len(present) else 0, known.n_times)
-
-
-def signals_of(
-    panel: Panel, model: MetaModel, result: TrainingResult, spec: TrainingSpec, *, start_ms: int, end_ms: int
-) -> Signals:
-    """Return what ``model`` would have traded on the bars that closed after ``start_ms`` and until ``end_ms``."""
-    own, features, side = _candidates(panel, model.panel_symbols, spec, end_ms, result.data_start_ms)
-    first = int(np.searchsorted(own.open_time, start_ms - own.step_ms, side="right"))
-    code = model.codes_for(own.symbols)
-    bars, columns = np.nonzero((side[first:] != 0) & (code >= 0)[None, :] & np.isfinite(own.close[first:]))
-    bars += first
-    rows = features[bars, columns]
-    probability = model.predict(rows, code[columns], num_threads=spec.num_threads)
-    taken = np.flatnonzero(probability >= model.threshold)
-    return _placed(
-        panel, own, bars[taken], columns[taken], side, rows[taken], probability[taken], model.threshold,
-        promised=result.metrics["test"]["precision"],
-    )  # fmt: skip
-
-
-def every_signal(panel: Panel, symbols: tuple[str, ...], spec: TrainingSpec, *, start_ms: int, end_ms: int) -> Signals:
-    """Return every primary signal of ``symbols``, taken at the least size that a model would give it."""
-    own, features, side = _candidates(panel, symbols, spec, end_ms)
-    first = int(np.searchsorted(own.open_time, start_ms - own.step_ms, side="right"))
-    bars, columns = np.nonzero((side[first:] != 0) & np.isfinite(own.close[first:]))
-    bars += first
-    return _placed(
-        panel, own, bars, columns, side, features[bars, columns], np.full(len(bars), 0.5), 0.5, promised=None
-    )
-
-
-def _candidates(
-    panel: Panel, symbols: tuple[str, ...], spec: TrainingSpec, end_ms: int, since_ms: int = 0
-) -> tuple[Panel, NDArray[np.float32], NDArray[np.int8]]:
-    own = history(panel, symbols, end_ms, since_ms)
-    features = replay_features(FeatureState.create(spec.schema, own.n_symbols), own)
-    return own, features, primary_side(spec.signal, features, spec.schema)
-
-
-def _placed(
-    panel: Panel,
-    own: Panel,
-    bars: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    side: NDArray[np.int8],
-    features: NDArray[np.float32],
-    probability: NDArray[np.float64],
-    threshold: float,
-    *,
-    promised: float | None,
-) -> Signals:
-    offset = int(own.open_time[0] - panel.open_time[0]) // panel.step_ms
-    column_of = {symbol: column for column, symbol in enumerate(panel.symbols)}
-    mapped = np.array([column_of[symbol] for symbol in own.symbols], dtype=np.int64)
-    return Signals(
-        bar=bars.astype(np.int64) + offset,
-        column=mapped[columns],
-        side=side[bars, columns],
-        probability=probability,
-        threshold=np.full(len(bars), threshold),
-        features=features,
-        promised_precision=promised,
-    )
 
 
 def _column(panel: Panel, column: int) -> Candles:
@@ -295,9 +343,12 @@ def facts(training: Training) -> dict[str, Any]:
     """Return a training as plain values, for the report and for JSON."""
     row: dict[str, Any] = {
         "number": training.number,
-        "at": _date(training.at_ms),
+        "at": f"{from_ms(training.at_ms):%Y-%m-%d %H:%M}",
+        "scope": training.scope,
         "cause": training.cause.value,
+        "why": training.text,
         "symbols": len(training.symbols),
+        "first_symbol": training.symbols[0],
         "passed": training.passed,
         "error": training.error,
     }

@@ -20,6 +20,7 @@ from quant.compatibility import check_compatibility
 from quant.policy import RunCause, ScopeFacts, run_due
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
+from quant.watch import unanswered
 from training_app import activation, policies, registry, selectors
 from training_app.choices import OPEN_STATES, ActivationKind, ActivationState, RunTrigger
 from training_app.exceptions import ActivationRefused, RunRefused
@@ -234,7 +235,7 @@ def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: 
     serving = look.usable.get(scope.key)
     started_at = getattr(scope, "run_started_at", None)
     ended_at = getattr(scope, "run_ended_at", None)
-    drift_at, drift = _drift(scope, look, serving)
+    drift_ms, drift = _drift(scope, look, serving)
     return ScopeFacts(
         scope=scope.key,
         trainable_symbols=len(candidates),
@@ -248,19 +249,19 @@ def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: 
         last_run_ended_ms=_ms(ended_at),
         failures=scope.failures,
         manual_requested_ms=to_ms(look.now) if manual else None,
-        drift_ms=_ms(drift_at),
+        drift_ms=drift_ms,
         drift=drift,
     )
 
 
-def _drift(scope: TrainingScope, look: _Plan, serving: ModelArtifact | None) -> tuple[dt.datetime | None, str]:
-    """Return when the watch of the serving model asked for a training, and why, unless a run came since.
+def _drift(scope: TrainingScope, look: _Plan, serving: ModelArtifact | None) -> tuple[int | None, str]:
+    """Return when (ms) the watch of the serving model asked for a training, and why, unless a run came since.
 
-    Whatever that run was asked for and became: it saw what the watch saw. A model asks once, so this ends (I5).
+    A model asks once, so this ends (I5).
     """
     at, text = look.asking.get(serving.pk, (None, "")) if serving is not None else (None, "")
-    asked_at = getattr(scope, "run_asked_at", None)
-    return (None, "") if at is None or (asked_at is not None and asked_at >= at) else (at, text)
+    asked_ms = unanswered(_ms(at), _ms(getattr(scope, "run_asked_at", None)))
+    return asked_ms, text if asked_ms is not None else ""
 
 
 def _ms(moment: dt.datetime | None) -> int | None:

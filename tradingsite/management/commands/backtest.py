@@ -29,7 +29,8 @@ from training_app import policies, registry
 class Command(BaseCommand):
     help = (
         "Walk forward through stored or archived candles with the settings of this installation: judge the symbols, "
-        "train when it was due, promote what passes its gates, trade by the bot's engine. Prints a summary; exit "
+        "watch the models, train when it was due, promote what passes its gates, trade by the bot's engine; with "
+        "TRAINING_MODE=single_symbol one model per symbol, all on one account. Prints a summary; exit "
         "code 0 also when nothing was promoted, since that is a result."
     )
 
@@ -46,11 +47,6 @@ class Command(BaseCommand):
         from tradingsite.backtest import report  # numba, LightGBM and scikit-learn: only when it really runs
         from tradingsite.backtest.walk import Plan
 
-        if settings.TRAINING_MODE != registry.MULTI_SYMBOL:
-            raise CommandError(
-                f"TRAINING_MODE={settings.TRAINING_MODE}: a backtest plays one model over all symbols; set "
-                "TRAINING_MODE=multi_symbol"
-            )
         panel, source = self._read(options)
         start_ms, end_ms = self._span(panel, options)
         began = max(int(panel.open_time[0]), start_ms - settings.HISTORY_TARGET_DAYS * DAY_MS)
@@ -71,6 +67,7 @@ class Command(BaseCommand):
             ),
             initial_equity=settings.INITIAL_BALANCE,
             model_max_age_ms=round(settings.MODEL_MAX_AGE_DAYS * DAY_MS),
+            scope=registry.slot_key(market=options["market"] or settings.EXCHANGE_MARKET),
         )
         seconds = time.process_time()
         with self._progress(quiet=options["json"]) as bar:
