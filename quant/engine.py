@@ -21,7 +21,7 @@ from quant.labels import LabelSpec
 from quant.outcomes import Outcome
 from quant.reasons import code_of, details_of, reason
 from quant.regime import RegimeSpec, regime_reason, regime_values
-from quant.risk import RiskLimits, check_entry, entry_headroom
+from quant.risk import CorrelatedBook, RiskLimits, check_correlated, check_entry, entry_headroom
 from quant.schema import FeatureSchema
 from quant.sizing import SizingSpec, position_notional
 
@@ -165,11 +165,14 @@ def decide(
     index = {symbol: i for i, symbol in enumerate(bar.symbols)}
     decisions: dict[str, Decision] = {}
     exposure = portfolio.pending_notional
+    book = CorrelatedBook(unsided=portfolio.pending_notional)
     for symbol, position in portfolio.positions.items():
         row = index.get(symbol)
         decisions[symbol] = _decide_position(bar, row, position, portfolio, spec)
         price = float(bar.close[row]) if row is not None else math.nan
-        exposure += position.quantity * (price if math.isfinite(price) else position.entry_price)
+        notional = position.quantity * (price if math.isfinite(price) else position.entry_price)
+        exposure += notional
+        book.add(side=position.side, notional=notional)
 
     candidates: list[int] = []
     row_usable = (
@@ -206,9 +209,10 @@ def decide(
     candidates.sort(key=lambda i: (-probabilities[i], bar.symbols[i]))
     open_positions = len(portfolio.positions) + len(portfolio.pending - portfolio.positions.keys())
     for i in candidates:
-        decision, notional = _grant_entry(bar, i, exposure, open_positions, portfolio, spec)
+        decision, notional = _grant_entry(bar, i, exposure, book, open_positions, portfolio, spec)
         decisions[decision.symbol] = decision
         exposure += notional
+        book.add(side=sides[i], notional=notional)
         open_positions += notional > 0
     outside = [symbol for symbol in portfolio.positions if symbol not in index]
     return tuple(decisions[symbol] for symbol in (*bar.symbols, *sorted(outside)))
@@ -253,7 +257,7 @@ def _exit_cause(
                 return _because("BLOCKED", block)
     if (close - position.stop_price) * position.side <= 0:  # NaN compares as False: only time may close then
         return reason("STOP", close=close, stop=position.stop_price)
-    if (close - position.target_price) * position.side >= 0:
+    if (close - position.target_price) * position.side > 0:  # what rests there has not filled, or not wholly
         return reason("TARGET", close=close, target=position.target_price)
     if bar.open_time_ms + spec.bar_ms >= position.expires_ms:
         return reason("TIME_BARRIER", bars=(position.expires_ms - position.opened_ms) // spec.bar_ms)
@@ -304,7 +308,13 @@ def _entry_rules(bar: BarInput, spec: EngineSpec, schema: FeatureSchema) -> Call
 
 
 def _grant_entry(
-    bar: BarInput, i: int, exposure: float, open_positions: int, portfolio: PortfolioState, spec: EngineSpec
+    bar: BarInput,
+    i: int,
+    exposure: float,
+    book: CorrelatedBook,
+    open_positions: int,
+    portfolio: PortfolioState,
+    spec: EngineSpec,
 ) -> tuple[Decision, float]:
     """Size one candidate within what the limits leave; return the decision and the notional taken (0.0: none)."""
     symbol, side = bar.symbols[i], int(bar.side[i])
@@ -329,6 +339,11 @@ def _grant_entry(
         open_positions=open_positions,
         limits=spec.limits,
     )
+    if refusal is None:
+        same_bet = book.headroom(side=side, equity=portfolio.equity, limits=spec.limits)
+        crowded = same_bet < spec.limits.min_notional  # what is left of the same bet is too small to be one
+        capped = capped if crowded else min(capped, same_bet)
+        refusal = check_correlated(book=book, side=side, notional=capped, equity=portfolio.equity, limits=spec.limits)
     if refusal is not None:
         return Decision(symbol, side, probability, Outcome.REFUSED, refusal), 0.0
     move = float(bar.atr_pct[i]) * close * side

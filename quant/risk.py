@@ -10,6 +10,9 @@ from quant.reasons import reason
 GUARD_MIN_TRADES = 20
 GUARD_HALF, GUARD_STOP = 2.0, 3.0
 """Standard deviations below the promise at which new positions are halved, and stopped."""
+CALM_CORRELATION, CRISIS_CORRELATION = 0.4, 0.9
+"""Between which the mean pairwise correlation of a market's symbols is taken to lie. Measured, weekly, on hourly
+returns: 39 perpetuals of Binance, 143 weeks, 0.38 to 0.86, median 0.65; 20 of Hyperliquid, 45 weeks, 0.40 to 0.83."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +21,14 @@ class RiskLimits:
 
     ``max_exposure_fraction`` bounds the gross notional of all positions and pending entries against equity;
     ``max_leverage`` bounds the same sum and is the hard stop behind it, since it is also what the venue is told.
+    ``max_correlated_fraction`` bounds what is left of it after diversification (`CorrelatedBook.exposure`): it can only
+    allow less than the gross limit, never more.
     """
 
     max_leverage: float = 2.0
     max_position_fraction: float = 0.10
     max_exposure_fraction: float = 1.0
+    max_correlated_fraction: float = 1.0
     max_open_positions: int = 10
     daily_loss_fraction: float = 0.03
     max_drawdown_fraction: float = 0.15
@@ -71,6 +77,68 @@ def check_entry(
     if not notional >= limits.min_notional:
         return reason("TOO_SMALL", notional=notional, min_notional=limits.min_notional)
     return None
+
+
+@dataclass(slots=True)
+class CorrelatedBook:
+    """What is held, as one number that knows that symbols of one market move together. Quote currency.
+
+    The exposure is sqrt(w' C w) with w the signed notionals and C the constant-correlation matrix (Elton and Gruber,
+    1973; the target that Ledoit and Wolf, 2004, "Honey, I shrunk the sample covariance matrix", shrink towards), that
+    is, shrunk all the way: a bar brings no returns of what is held, in a backtest as little as live, and one number is
+    what forty symbols and a week of candles can tell. The worse of a calm and a crisis correlation counts: in a crisis
+    longs add up, in calm times a short hedges a long less than it seems to.
+
+    It is never above the gross exposure, and never below what is left of it if all were independent. ``unsided`` is
+    exposure whose side is not known (pending orders): it counts in full, which bounds every side that it may turn out
+    to have (a norm obeys the triangle inequality).
+    """
+
+    net: float = 0.0
+    squares: float = 0.0
+    unsided: float = 0.0
+
+    def add(self, *, side: int, notional: float) -> None:
+        """Count a position or an entry that was granted. ``side`` +1 or -1, ``notional`` >= 0."""
+        self.net += side * notional
+        self.squares += notional * notional
+
+    def exposure(self, *, side: int = 1, notional: float = 0.0) -> float:
+        """Return the exposure with one more position of ``notional`` on ``side``; NaN when a number in it is NaN."""
+        net, squares = self.net + side * notional, self.squares + notional * notional
+        if math.isnan(net) or math.isnan(squares):
+            return math.nan  # max() would drop it
+        worst = max((1.0 - rho) * squares + rho * net * net for rho in (CALM_CORRELATION, CRISIS_CORRELATION))
+        return math.sqrt(worst) + self.unsided
+
+    def headroom(self, *, side: int, equity: float, limits: RiskLimits) -> float:
+        """Return the largest notional (>= 0) of a new position on ``side``; 0.0 when nothing is known to fit.
+
+        The larger root of (1 - rho) (squares + x^2) + rho (net + side x)^2 = room^2, the smaller one of both rho.
+        """
+        room = limits.max_correlated_fraction * equity - self.unsided
+        most = math.inf
+        for rho in (CALM_CORRELATION, CRISIS_CORRELATION):
+            middle = -rho * side * self.net
+            rest = room * room - (1.0 - rho) * self.squares - rho * self.net * self.net
+            inside = middle * middle + rest
+            if not (room > 0 and inside >= 0):  # also refuses NaN
+                return 0.0
+            most = min(most, middle + math.sqrt(inside))
+        return max(0.0, most)
+
+
+def check_correlated(
+    *, book: CorrelatedBook, side: int, notional: float, equity: float, limits: RiskLimits
+) -> str | None:
+    """Return why a position more would be too much of the same bet, or None. NaN anywhere refuses."""
+    correlated, most = book.exposure(side=side, notional=notional), limits.max_correlated_fraction * equity
+    if correlated <= most * (1.0 + 1e-9):
+        return None
+    return reason(
+        "CORRELATED_EXPOSURE", exposure=correlated / equity if equity > 0 else math.nan,
+        limit=limits.max_correlated_fraction, net=book.net / equity if equity > 0 else math.nan,
+    )  # fmt: skip
 
 
 def daily_loss_breached(*, equity: float, day_start_equity: float, limits: RiskLimits) -> str | None:

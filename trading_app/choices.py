@@ -11,7 +11,7 @@ class BotMode(models.TextChoices):
 
 
 class DesiredState(models.TextChoices):
-    """What a person wants of the bot. Exits work in every state but STOP, where only the exchange's stops remain."""
+    """What a person wants of the bot. In STOP only what rests at the exchange closes; exits work in every other."""
 
     RUN = "run", "Run"
     PAUSE = "pause", "Pause: no entries, positions are managed"
@@ -30,6 +30,7 @@ class OrderState(models.TextChoices):
     REJECTED = "rejected", "Rejected"
     UNKNOWN = "unknown", "Outcome unknown"
     NOT_PLACED = "not_placed", "Proven not placed"
+    MISSING = "missing", "Was at the exchange, which does not show it any more"
 
 
 OPEN_ORDER_STATES = frozenset(
@@ -41,31 +42,38 @@ class OrderPurpose(models.TextChoices):
     ENTRY = "entry", "Entry"
     EXIT = "exit", "Exit"
     STOP = "stop", "Protective stop"
+    TARGET = "target", "Resting order that takes the profit"
 
+
+RESTING_PURPOSES = frozenset({OrderPurpose.STOP, OrderPurpose.TARGET})
+"""Reduce-only orders that wait at the exchange while their position is open, and no longer."""
 
 TERMINAL_ORDER_STATES = frozenset(set(OrderState) - OPEN_ORDER_STATES)
 
 IN_FLIGHT_ORDER_STATES = frozenset({OrderState.INTENT, OrderState.SENDING, OrderState.UNKNOWN})
 """The venue has not told yet whether it has the order."""
 
+_ENDED = frozenset({OrderState.FILLED, OrderState.CANCELLED, OrderState.EXPIRED})
+_PLACED = _ENDED | {OrderState.ACKED, OrderState.PARTIALLY_FILLED}
+"""What evidence of an order at the venue may say."""
+
 ORDER_TRANSITIONS: dict[OrderState, frozenset[OrderState]] = {
     OrderState.INTENT: frozenset({OrderState.SENDING, OrderState.NOT_PLACED}),
-    OrderState.SENDING: frozenset(set(OrderState) - {OrderState.INTENT, OrderState.SENDING}),
-    OrderState.UNKNOWN: frozenset(set(OrderState) - {OrderState.INTENT, OrderState.SENDING}),
-    OrderState.ACKED: frozenset(
-        {OrderState.PARTIALLY_FILLED, OrderState.FILLED, OrderState.CANCELLED, OrderState.EXPIRED, OrderState.REJECTED}
-    ),
-    OrderState.PARTIALLY_FILLED: frozenset({OrderState.FILLED, OrderState.CANCELLED, OrderState.EXPIRED}),
-    # A fill is stronger than any earlier answer: a state that was reached by a time-out or a wrong reply yields (F12).
-    OrderState.FILLED: frozenset(),
+    OrderState.SENDING: _PLACED | {OrderState.REJECTED, OrderState.UNKNOWN, OrderState.NOT_PLACED},
+    OrderState.UNKNOWN: _PLACED | {OrderState.REJECTED, OrderState.NOT_PLACED},
+    OrderState.ACKED: (_PLACED - {OrderState.ACKED}) | {OrderState.REJECTED, OrderState.MISSING},
+    OrderState.PARTIALLY_FILLED: _ENDED | {OrderState.MISSING},
+    # A fill is stronger than any earlier answer, and so is an order that is open: a state that was reached by a
+    # time-out, a wrong reply or a history that forgets yields to what the venue shows (F12).
+    OrderState.REJECTED: _PLACED | {OrderState.MISSING},
+    OrderState.NOT_PLACED: _PLACED | {OrderState.REJECTED, OrderState.MISSING},
+    OrderState.MISSING: _PLACED | {OrderState.REJECTED},
+    # Two words for the same end make one state, whichever came first.
+    OrderState.EXPIRED: frozenset({OrderState.FILLED, OrderState.CANCELLED}),
     OrderState.CANCELLED: frozenset({OrderState.FILLED}),
-    OrderState.EXPIRED: frozenset({OrderState.FILLED}),
-    OrderState.REJECTED: frozenset({OrderState.FILLED, OrderState.PARTIALLY_FILLED, OrderState.CANCELLED}),
-    OrderState.NOT_PLACED: frozenset(
-        {OrderState.ACKED, OrderState.PARTIALLY_FILLED, OrderState.FILLED, OrderState.CANCELLED}
-    ),
+    OrderState.FILLED: frozenset(),
 }
-"""The one table of what may follow what; `trading_app.orders` refuses everything else."""
+"""The one table of what may follow what; `trading_app.order_machine` says which event asks for which change."""
 
 
 class FillKind(models.TextChoices):

@@ -24,6 +24,7 @@ def limits_of(bot: Bot) -> risk.RiskLimits:
     return risk.RiskLimits(
         max_leverage=bot.max_leverage,
         max_exposure_fraction=bot.max_leverage,
+        max_correlated_fraction=bot.max_correlated,
         max_position_fraction=bot.max_position,
         max_open_positions=bot.max_positions,
         daily_loss_fraction=bot.daily_loss_limit,

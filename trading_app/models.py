@@ -31,6 +31,10 @@ class Bot(models.Model):
     desired_state = models.CharField(max_length=10, choices=DesiredState, default=DesiredState.RUN)
 
     max_leverage = models.FloatField(default=2.0, help_text="Gross exposure / equity.")
+    max_correlated = models.FloatField(
+        default=1.5,
+        help_text="Exposure / equity with symbols that move together counted as one bet: below the gross exposure.",
+    )
     max_position = models.FloatField(default=0.2, help_text="Notional of one position / equity.")
     max_positions = models.PositiveIntegerField(default=10)
     daily_loss_limit = models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries.")
@@ -78,6 +82,7 @@ class Bot(models.Model):
         super().clean()
         limits: dict[str, Callable[[Any], object]] = {
             "max_leverage": lambda value: RiskLimits(max_leverage=value),
+            "max_correlated": lambda value: RiskLimits(max_correlated_fraction=value),
             "max_position": lambda value: RiskLimits(max_position_fraction=value),
             "max_positions": lambda value: RiskLimits(max_open_positions=value),
             "daily_loss_limit": lambda value: RiskLimits(daily_loss_fraction=value),

@@ -40,13 +40,13 @@ from quant.reasons import reason
 from quant.timeframes import from_ms, timeframe_ms, to_ms
 from trading_app.choices import (
     OPEN_ORDER_STATES,
-    ORDER_TRANSITIONS,
     TERMINAL_ORDER_STATES,
     OrderPurpose,
     OrderState,
 )
 from trading_app.exceptions import OrderStateError
 from trading_app.models import Bot, Decision, Order, Position
+from trading_app.order_machine import Seen, require, seen_state
 from trading_app.venue import RECEIVE_WINDOW, Account
 
 log = structlog.get_logger(__name__)
@@ -65,14 +65,17 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewOrder:
-    """An order to be written. Quantities and prices are on the instrument's lots and ticks already."""
+    """An order to be written. Quantities and prices are on the instrument's lots and ticks already.
+
+    A limit order rests at its ``target_price``; that of an entry, like its ``stop_price``, is of the position to be.
+    """
 
     symbol: str
     purpose: OrderPurpose
     side: Literal["buy", "sell"]
     quantity: Decimal
     reason: str
-    kind: Literal["market", "stop_market"] = "market"
+    kind: Literal["market", "limit", "stop_market"] = "market"
     reference_price: Decimal | None = None
     trigger_price: Decimal | None = None
     stop_price: Decimal | None = None
@@ -202,6 +205,7 @@ class OrderDesk:
             side=cast(Literal["buy", "sell"], order.side),
             quantity=order.quantity,
             kind=cast(Literal["market", "limit", "stop_market"], order.kind),
+            price=order.target_price if order.kind == "limit" else None,
             trigger_price=order.trigger_price,
             reduce_only=order.reduce_only,
             attached_stop=order.stop_price,
@@ -234,9 +238,8 @@ class OrderDesk:
     def apply_evidence(self, order: Order, seen: VenueOrder) -> bool:
         """Take over what the venue says of the order; returns whether anything changed. `filled` never falls."""
         filled = max(order.filled, seen.filled)
-        state = _state_of(seen, filled=filled)
-        if state != order.state and state not in ORDER_TRANSITIONS[OrderState(order.state)]:
-            state = OrderState(order.state)  # an older picture than the one that we have
+        picture = Seen(seen.status, seen.filled, seen.quantity)
+        state = seen_state(OrderState(order.state), picture, filled=filled, quantity=order.quantity)
         changes: dict[str, Any] = {}
         if filled != order.filled:
             changes["filled"] = filled
@@ -363,10 +366,12 @@ def _alert_key(order: Order) -> str:
 def move(order: Order, state: OrderState, **changes: Any) -> None:
     """Change the state of an order by compare-and-set. Raises OrderStateError for what the table does not have."""
     before = OrderState(order.state)
-    if state != before and state not in ORDER_TRANSITIONS[before]:
-        raise OrderStateError(f"order {order}: {before} -> {state} is not in ORDER_TRANSITIONS; evidence must decide")
+    if state != before:
+        require(before, state)
     if state in TERMINAL_ORDER_STATES and before in OPEN_ORDER_STATES:
         changes.setdefault("finished_at", clock.market_now())
+    elif state in OPEN_ORDER_STATES and before in TERMINAL_ORDER_STATES:
+        changes["finished_at"] = None  # it is at the venue after all
     if state != OrderState.UNKNOWN and order.next_lookup_at is not None:
         changes["next_lookup_at"] = None
     updated = Order.objects.filter(pk=order.pk, state=before).update(state=state, **changes)
@@ -376,16 +381,3 @@ def move(order: Order, state: OrderState, **changes: Any) -> None:
     order.state = state
     for name, value in changes.items():
         setattr(order, name, value)
-
-
-def _state_of(seen: VenueOrder, *, filled: Decimal) -> OrderState:
-    """Decide by what was filled, then by the venue's word (reference/exchanges.md: `closed` may be cancelled)."""
-    if filled >= seen.quantity > 0:
-        return OrderState.FILLED
-    if seen.status == "open":
-        return OrderState.PARTIALLY_FILLED if filled else OrderState.ACKED
-    if seen.status == "rejected" and not filled:
-        return OrderState.REJECTED
-    if seen.status == "expired":
-        return OrderState.EXPIRED
-    return OrderState.CANCELLED  # also `filled` with less than was asked for: the rest is gone

@@ -13,9 +13,10 @@ from ops_app import leases
 from ops_app.choices import Severity
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
-from trading_app.choices import OPEN_ORDER_STATES, FillKind, OrderPurpose, OrderState, RiskKind
+from trading_app.choices import RESTING_PURPOSES, FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.fold import FoldFill, fold
 from trading_app.models import Fill, Order, Position
+from trading_app.order_machine import NEVER_PLACED, by_fills
 from trading_app.orders import OrderDesk, move
 from trading_app.services import record_risk
 from trading_app.venue import Account
@@ -154,21 +155,14 @@ def fold_order(desk: OrderDesk, order: Order) -> None:
         return
     average = (sum((quantity * price for quantity, price in trades), Decimal(0)) / filled).quantize(SCALE)
     before = OrderState(order.state)
-    if filled >= order.quantity:
-        state = OrderState.FILLED
-    elif before in OPEN_ORDER_STATES:
-        state = OrderState.PARTIALLY_FILLED
-    elif before in (OrderState.REJECTED, OrderState.NOT_PLACED):
-        state = OrderState.CANCELLED  # it was placed after all; what is left of it is not known to be open
-    else:
-        state = before
     filled = max(filled, order.filled)
+    state = by_fills(before, filled=filled, quantity=order.quantity)
     if (state, filled, average) == (before, order.filled, order.average_price):
         return
     move(order, state, filled=filled, average_price=average)
     if before == OrderState.UNKNOWN:
         desk.resolved(order, reason("FILL_FOUND", filled=filled))
-    if before in (OrderState.REJECTED, OrderState.NOT_PLACED):
+    if before in NEVER_PLACED:
         record_risk(
             bot=desk.account.bot,
             kind=RiskKind.DRIFT,
@@ -222,6 +216,6 @@ def _close_reason(position: Position) -> str:
         return "VANISHED: the exchange had no such position any more"
     if last.order is None:
         return "EXTERNAL: closed at the exchange by an order that is not ours"
-    if last.order.purpose == OrderPurpose.STOP:
-        return reason("STOP", price=last.price)
+    if last.order.purpose in RESTING_PURPOSES:
+        return reason(OrderPurpose(last.order.purpose).name, price=last.price)
     return last.order.reason[:200]

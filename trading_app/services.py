@@ -21,6 +21,7 @@ def risk_settings() -> dict[str, float | int]:
     """Return the limits of the settings, by the names of the bot's fields."""
     return {
         "max_leverage": settings.RISK_MAX_LEVERAGE,
+        "max_correlated": settings.RISK_MAX_CORRELATED,
         "max_position": settings.RISK_MAX_POSITION,
         "max_positions": settings.RISK_MAX_POSITIONS,
         "daily_loss_limit": settings.RISK_DAILY_LOSS,

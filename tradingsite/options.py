@@ -190,6 +190,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("BOT_INTERVAL", 0.0, number(0, 3600), "Real seconds between passes; 0: 60 s of market time, at least 1 s."),
     Option("BOT_LEASE_SECONDS", 20, integer(10, 600), "Lease of an account (I15)."),
     Option("RISK_MAX_LEVERAGE", 2.0, number(0, 100), "Gross exposure / equity at most."),
+    Option(
+        "RISK_MAX_CORRELATED", 1.5, number(0, 100), "Exposure / equity at most, what moves together counted as one bet."
+    ),
     Option("RISK_MAX_POSITION", 0.2, number(0, 10), "Notional of one position / equity at most."),
     Option("RISK_MAX_POSITIONS", 10, integer(1, 1000), "Open positions at most."),
     Option("RISK_DAILY_LOSS", 0.05, number(0, 1), "Loss of a UTC day / equity that stops entries."),

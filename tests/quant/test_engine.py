@@ -227,10 +227,12 @@ def test_the_order_of_the_symbols_does_not_change_any_decision(
     "side, close, code",
     [
         (1, 98.5, "STOP"),
-        (1, 102.0, "TARGET"),
+        (1, 102.1, "TARGET"),
+        (1, 102.0, None),  # as for the order that rests there: the price must go through it
         (1, 100.0, None),
         (-1, 102.0, "STOP"),
-        (-1, 98.5, "TARGET"),
+        (-1, 98.4, "TARGET"),
+        (-1, 98.5, None),
         (-1, 100.0, None),
     ],
 )
@@ -390,3 +392,28 @@ def test_the_same_bar_decided_twice_gives_equal_decisions() -> None:
 def test_a_column_of_the_wrong_length_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         replace(make_bar(("A", "B")), **{name: np.zeros(1)})
+
+
+# ------------------------------------------------------------- the same bet again
+def test_a_bet_that_the_book_holds_already_is_cut_and_then_refused_and_its_hedge_is_not() -> None:
+    limits = RiskLimits(
+        max_correlated_fraction=0.25, max_exposure_fraction=1.0, max_position_fraction=0.1, max_open_positions=10
+    )
+    bar = make_bar(("A", "B", "C", "D"), side=[1, 1, 1, 1], probability=[0.9, 0.8, 0.7, 0.6], volatility=1e-4)
+    spec = replace(SPEC, limits=limits)
+    a, b, c, d = decide(bar=bar, portfolio=FLAT, spec=spec, schema=SCHEMA)
+    sizes = [each.intent.quantity * 100.0 for each in (a, b, c) if isinstance(each.intent, EntryIntent)]
+    assert sizes[:2] == [pytest.approx(1_000.0)] * 2
+    assert 0 < sizes[2] < 1_000.0, "only what is left of the same bet"
+    assert (d.outcome, code_of(d.reason)) == (Outcome.REFUSED, "CORRELATED_EXPOSURE")
+    hedged = make_bar(("A", "B", "C", "D"), side=[1, 1, 1, -1], probability=[0.9, 0.8, 0.7, 0.6], volatility=1e-4)
+    assert decide(bar=hedged, portfolio=FLAT, spec=spec, schema=SCHEMA)[3].outcome is Outcome.ENTER
+
+
+def test_pending_orders_of_unknown_side_count_in_full_against_the_same_bet() -> None:
+    limits = RiskLimits(max_correlated_fraction=0.25, max_position_fraction=0.1)
+    pending = replace(FLAT, pending=frozenset({"B"}), pending_notional=2_600.0)
+    (decision, _) = decide(
+        bar=make_bar(("A", "B")), portfolio=pending, spec=replace(SPEC, limits=limits), schema=SCHEMA
+    )
+    assert (decision.outcome, code_of(decision.reason)) == (Outcome.REFUSED, "CORRELATED_EXPOSURE")

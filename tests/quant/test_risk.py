@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.reasons import code_of
-from quant.risk import RiskLimits, check_entry, daily_loss_breached, drawdown_breached, entry_headroom
+from quant.risk import (
+    CorrelatedBook,
+    RiskLimits,
+    check_correlated,
+    check_entry,
+    daily_loss_breached,
+    drawdown_breached,
+    entry_headroom,
+)
 
 LIMITS = RiskLimits()
 money = st.floats(0, 1e6)
@@ -75,3 +84,79 @@ def test_a_limit_that_is_not_positive_is_named(name: str, value: float) -> None:
 def test_a_loss_limit_of_everything_is_no_limit(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RiskLimits(**{name: 1.0})
+
+
+# ------------------------------------------------------------- correlated exposure
+held = st.lists(st.tuples(st.sampled_from([-1, 1]), st.floats(0, 1e5)), max_size=12)
+sides = st.sampled_from([-1, 1])
+
+
+def book_of(positions: list[tuple[int, float]], *, unsided: float = 0.0) -> CorrelatedBook:
+    book = CorrelatedBook(unsided=unsided)
+    for side, notional in positions:
+        book.add(side=side, notional=notional)
+    return book
+
+
+@given(held, st.floats(0, 1e5))
+def test_the_correlated_exposure_is_never_above_the_gross_one(
+    positions: list[tuple[int, float]], unsided: float
+) -> None:
+    gross = sum(notional for _, notional in positions) + unsided
+    assert book_of(positions, unsided=unsided).exposure() <= gross * (1 + 1e-9)
+
+
+@given(held, st.randoms(use_true_random=False))
+def test_the_correlated_exposure_knows_neither_order_nor_direction(
+    positions: list[tuple[int, float]], shuffler: random.Random
+) -> None:
+    exposure = book_of(positions).exposure()
+    shuffled = list(positions)
+    shuffler.shuffle(shuffled)
+    assert book_of(shuffled).exposure() == pytest.approx(exposure)
+    assert book_of([(-side, notional) for side, notional in positions]).exposure() == pytest.approx(exposure)
+
+
+@given(held, st.floats(0, 1e5))
+def test_whatever_side_an_unsided_order_turns_out_to_have_it_was_counted_in_full(
+    positions: list[tuple[int, float]], notional: float
+) -> None:
+    known = book_of(positions, unsided=notional).exposure()
+    for side in (-1, 1):
+        assert book_of(positions).exposure(side=side, notional=notional) <= known * (1 + 1e-9)
+
+
+@given(held, sides, st.floats(1.0, 1e6), st.floats(0.1, 3.0))
+def test_the_correlated_headroom_is_allowed_and_a_little_more_is_not(
+    positions: list[tuple[int, float]], side: int, equity: float, limit: float
+) -> None:
+    limits = RiskLimits(max_correlated_fraction=limit, max_leverage=limit)
+    book = book_of(positions)
+    room = book.headroom(side=side, equity=equity, limits=limits)
+    assert room >= 0
+    arguments = {"book": book, "side": side, "equity": equity, "limits": limits}
+    if room >= 1.0 and check_correlated(notional=0.0, **arguments) is None:
+        assert check_correlated(notional=room * (1 - 1e-6), **arguments) is None
+        assert code_of(check_correlated(notional=room * 1.001 + 1, **arguments) or "") == "CORRELATED_EXPOSURE"
+
+
+@pytest.mark.parametrize("wrong", ["net", "squares", "unsided", "notional", "equity"])
+def test_f42_an_exposure_that_is_not_a_number_refuses_the_entry(wrong: str) -> None:
+    book = book_of([(1, 500.0)])
+    values = {"notional": 100.0, "equity": 10_000.0}
+    if wrong in values:
+        values[wrong] = math.nan
+    else:
+        setattr(book, wrong, math.nan)
+    refusal = check_correlated(book=book, side=1, limits=LIMITS, **values)
+    assert code_of(refusal or "") == "CORRELATED_EXPOSURE"
+    if wrong != "notional":
+        assert book.headroom(side=1, equity=values["equity"], limits=LIMITS) == 0.0
+
+
+def test_ten_longs_are_one_bet_and_a_hedged_book_is_a_small_one() -> None:
+    longs = book_of([(1, 100.0)] * 10)
+    assert longs.exposure() == pytest.approx(math.sqrt(0.1 * 100_000 + 0.9 * 1_000_000))
+    assert longs.exposure() / 1_000 == pytest.approx(0.954, abs=1e-3)
+    hedged = book_of([(1, 100.0), (-1, 100.0)] * 5)
+    assert hedged.exposure() == pytest.approx(math.sqrt(0.6 * 100_000)), "calm times hedge least"

@@ -171,8 +171,8 @@ def test_b4_the_receive_window_is_real_time_also_on_a_fast_clock(world: World, m
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("max_leverage", 0.0), ("max_position", -0.1), ("max_positions", 0), ("daily_loss_limit", 1.0),
-        ("max_drawdown", 0.0), ("volatility_target", 0.0),
+        ("max_leverage", 0.0), ("max_correlated", 0.0), ("max_position", -0.1), ("max_positions", 0),
+        ("daily_loss_limit", 1.0), ("max_drawdown", 0.0), ("volatility_target", 0.0),
     ],
 )  # fmt: skip
 def test_a_limit_that_limits_nothing_is_refused_where_a_person_types_it(world: World, name: str, value: float) -> None:
