@@ -1,0 +1,237 @@
+"""One account: its exchange is another process, its bot is forked, killed and forked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from django.db import connections
+from django.db.models import Max
+
+from trading_app.models import Bot, Fill, Order
+from trading_app.takeover import fence
+from tradingsite.killtest import bot as child
+from tradingsite.killtest.books import Differences, compare, unprotected
+from tradingsite.killtest.report import KillReport
+
+RUN_SECONDS = 4.0
+"""A bot that is killed at a random moment has traded for up to so long."""
+HOOK_SECONDS = 30.0
+MOST_NTH = 4
+AGREE_SECONDS = 25.0
+"""The tables may lag behind an exchange that trades on: what still differs after this is lost."""
+START_SECONDS = 60.0
+PAUSE = "pause"
+PAUSED_AFTER_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Process:
+    """A forked bot, and the lines that it says."""
+
+    pid: int
+    said: IO[str]
+    started: float = field(default_factory=time.monotonic)
+    buffer: str = ""
+
+    def lines(self, seconds: float) -> list[dict[str, Any]] | None:
+        """Return what it said within `seconds` at most; None: it has ended."""
+        ready, _, _ = select.select([self.said], [], [], seconds)
+        if not ready:
+            return []
+        data = os.read(self.said.fileno(), 65536)
+        if not data:
+            return None
+        *whole, self.buffer = (self.buffer + data.decode()).split("\n")
+        return [json.loads(line) for line in whole if line]
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def end(self, number: int) -> None:
+        self.signal(number)
+        os.waitpid(self.pid, 0)
+        self.said.close()
+
+
+@dataclass(slots=True)
+class Lane:
+    """Runs of one account. `url` is the exchange, `speed` its milliseconds per real one.
+
+    `log` takes what the bots say.
+    """
+
+    bot: Bot
+    codes: tuple[str, ...]
+    url: str
+    speed: float
+    seed: int
+    log: IO[str]
+    deadline_seconds: float
+    window_seconds: float
+    report: KillReport
+    say: Callable[[str], None] = lambda _text: None
+    _random: random.Random = field(init=False)
+    _killed_at: float | None = None
+    _row: int = 0
+    _judged: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def run(self, *, runs: int, orders: int = 0, pauses: int = 0) -> KillReport:
+        """Kill `runs` times, and go on until the exchange has `orders`; then end the bot in peace and compare all."""
+        pause_at = {round((number + 1) * runs / (pauses + 1)) for number in range(pauses)}
+        while self.report.runs < runs or self._orders() < orders:
+            if self.report.runs in pause_at:
+                pause_at.discard(self.report.runs)
+                self._pause()
+            hook = self._random.choice((child.RANDOM, *child.HOOKS))
+            self._run(hook)
+            self.report.runs += 1
+            if self.report.runs % 10 == 0:
+                self.say(f"{self.report.runs} runs, {self._orders()} orders, {len(self.report.sentences)} violations")
+        self._finish()
+        return self.report
+
+    # --- one run
+
+    def _run(self, hook: str) -> None:
+        nth = self._random.randint(1, MOST_NTH)
+        process = self._fork(hook, nth)
+        alive = self._until_reconciled(process)
+        if alive and self._killed_at is not None:
+            self.report.reconciled.append(time.monotonic() - self._killed_at)
+            alive = self._judge(process)
+        if alive and hook == child.RANDOM:
+            self._listen(process, fence().total_seconds() + self._random.uniform(0, RUN_SECONDS))
+        elif alive:
+            alive = self._listen(process, HOOK_SECONDS)
+            hook = hook if not alive else child.RANDOM  # nothing brought it there: it dies here
+        self.report.hooks[hook] += 1
+        process.end(signal.SIGKILL)
+        self._killed_at = time.monotonic()
+        self._row = self._newest_row()
+
+    def _fork(self, hook: str = child.RANDOM, nth: int = 0) -> Process:
+        connections.close_all()
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            child.run(self.bot, self.codes, hook=hook, nth=nth, out=os.fdopen(writer, "w"), log_fd=self.log.fileno())
+        os.close(writer)
+        return Process(pid, os.fdopen(reader))
+
+    def _until_reconciled(self, process: Process) -> bool:
+        """Wait until the bot has read the whole exchange; False: it is dead."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            said = process.lines(0.2)
+            if said is None:
+                return False
+            if any(line["reconciled"] and not line["errors"] for line in said):
+                return True
+        self.report.say("errors", [f"a bot did not reconcile within {START_SECONDS:.0f} s: see its log"])
+        return True
+
+    def _listen(self, process: Process, seconds: float) -> bool:
+        """Let the bot trade; returns whether it is still alive."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if process.lines(min(left, 0.5)) is None:
+                return False
+        return True
+
+    # --- a pause
+
+    def _pause(self) -> None:
+        """Freeze the bot until another has the account and trades; then it wakes and must send nothing."""
+        frozen = self._fork()
+        if not self._until_reconciled(frozen):
+            raise RuntimeError("a bot that nobody killed has ended: see its log")
+        self._listen(frozen, fence().total_seconds() + self._random.uniform(0.5, RUN_SECONDS))
+        frozen.signal(signal.SIGSTOP)
+        other = self._fork()
+        self._until_reconciled(other)
+        self._listen(other, fence().total_seconds() + PAUSED_AFTER_SECONDS)
+        frozen.signal(signal.SIGCONT)
+        sent = 0
+        until = time.monotonic() + PAUSED_AFTER_SECONDS
+        while time.monotonic() < until and (said := frozen.lines(0.2)) is not None:
+            other.lines(0)
+            sent += sum(line["sent"] for line in said if line["lease"] != "held")
+        if sent:
+            self.report.say("stale", [f"a bot that had lost its account sent {sent} orders when it woke"])
+        frozen.end(signal.SIGKILL)
+        other.end(signal.SIGKILL)
+        self.report.pauses += 1
+        self._killed_at = None
+        self._row = self._newest_row()
+
+    # --- judging
+
+    def _judge(self, process: Process | None) -> bool:
+        """Compare the books with the tables, again and again until they agree or time is up; False: the bot died."""
+        until = time.monotonic() + AGREE_SECONDS
+        while True:
+            found = self._compare()
+            if not found.any or (time.monotonic() >= until):
+                break
+            if process is not None and not self._listen(process, 0.5):
+                return False  # it died at its hook: the next one has to explain what is open
+        for kind in ("lost", "doubled", "stale"):
+            self.report.say(kind, getattr(found, kind))
+        self._judged = self._row
+        return True
+
+    def _compare(self) -> Differences:
+        books = self._books()
+        return compare(
+            self.bot,
+            books,
+            first_row=self._judged,
+            last_row=self._row,
+            window_ms=self.window_seconds * 1000 * self.speed,
+        )
+
+    def _finish(self) -> None:
+        process = self._fork()
+        self._until_reconciled(process)
+        self._row = self._newest_row()
+        self._listen(process, fence().total_seconds() + RUN_SECONDS)
+        self._judged = 0  # all rows, once
+        self._judge(process)
+        process.end(signal.SIGTERM)
+        books = self._books()
+        self.report.say("unprotected", unprotected(books, deadline_ms=self.deadline_seconds * 1000 * self.speed))
+        longest = max((each["naked_longest_ms"] for each in books["episodes"]), default=0)
+        self.report.longest_naked_seconds = round(longest / 1000 / self.speed, 2)
+        self.report.orders = self._orders()
+        self.report.fills = Fill.objects.filter(bot=self.bot).count()
+
+    def _orders(self) -> int:
+        return Order.objects.filter(bot=self.bot).exclude(venue_order_id="").count()
+
+    def _newest_row(self) -> int:
+        return Order.objects.filter(bot=self.bot).aggregate(newest=Max("pk"))["newest"] or 0
+
+    def _books(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/control/books", timeout=30) as answer:  # noqa: S310 - our own server
+            books: dict[str, Any] = json.load(answer)
+        return books
+
+
+def open_log(folder: Path) -> IO[str]:
+    return (folder / "bots.log").open("a")
