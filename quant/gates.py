@@ -94,7 +94,7 @@ def evaluate_gates(
 
     ``block`` is the length in bars of the blocks of time over which confidence is judged; it must exceed the label
     horizon, since overlapping labels are one observation. ``day`` is the length in bars of a period of the Sharpe
-    ratio; ``trials`` says how often the window has been looked at.
+    ratio; ``trials`` says how often the window has been looked at and how many models the challenger was picked from.
     """
     skill = skill_over_base_rate(window.y, window.probability, window.time, block=block)
     trades = trades_at_threshold(
@@ -170,7 +170,9 @@ def _sharpe_gate(window: UnseenWindow, *, threshold: float, day: int, bounds: Ga
     )
     ratio = sharpe_ratio(returns)
     value = 0.0 if ratio is None else deflated_sharpe(ratio, trials)
-    looks = "the first look" if trials.count == 1 else f"look number {trials.count}"
+    look = trials.count - trials.tuning
+    looks = "the first look" if look == 1 else f"look number {look}"
+    searched = f" and {trials.tuning} tuning trials" if trials.tuning else ""
     return _at_least(
         "deflated_sharpe",
         value,
@@ -178,7 +180,8 @@ def _sharpe_gate(window: UnseenWindow, *, threshold: float, day: int, bounds: Ga
         f"no Sharpe ratio: {len(returns)} days without enough variation"
         if ratio is None
         else f"the Sharpe ratio is {ratio.value:.3f} ± {ratio.standard_error:.3f} a day over {ratio.n} days; at "
-        f"{looks} at this window it is real with probability {value:.2f} (needs {bounds.min_deflated_sharpe:g})",
+        f"{looks} at this window{searched} "
+        f"it is real with probability {value:.2f} (needs {bounds.min_deflated_sharpe:g})",
     )
 
 

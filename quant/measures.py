@@ -25,9 +25,10 @@ OVERFITTING_THRESHOLDS = 12
 OVERFITTING_BLOCKS = 10
 
 
-def _daily_returns(
+def daily_returns(
     samples: Samples, probability: NDArray[np.float64], threshold: float, *, day: int
 ) -> NDArray[np.float64]:
+    """Return what the trades at a threshold earned on each day of ``day`` bars, as `returns_per_period`."""
     return returns_per_period(
         samples.net_return,
         samples.t1,
@@ -44,7 +45,7 @@ def threshold_overfitting(samples: Samples, probability: NDArray[np.float64], *,
     The threshold is the one thing that a run picks by what it earned; about 0.5 means that picking it is luck.
     """
     thresholds = np.unique(np.quantile(probability, np.linspace(0.5, 0.98, OVERFITTING_THRESHOLDS)))
-    returns = np.stack([_daily_returns(samples, probability, each, day=day) for each in thresholds])
+    returns = np.stack([daily_returns(samples, probability, each, day=day) for each in thresholds])
     if len(thresholds) < 2 or returns.shape[1] < OVERFITTING_BLOCKS:
         return None
     return probability_of_overfitting(returns, blocks=OVERFITTING_BLOCKS)
@@ -79,13 +80,14 @@ def measure(
     everything = trades_at_threshold(
         samples.y, probability, samples.net_return, samples.t0, threshold=0.0, block=block, allowed=samples.allowed
     )
-    daily = _daily_returns(samples, probability, threshold, day=day)
+    daily = daily_returns(samples, probability, threshold, day=day)
     ratio = sharpe_ratio(daily)
     ranks = information_coefficient(
         probability if score is None else score, samples.net_return, samples.t0, block=block
     )
     numbers = {
         "samples": len(samples),
+        "blocks": skill.blocks,
         "base_rate": float(np.mean(samples.y)),
         "log_loss": loss,
         "skill": skill.mean,

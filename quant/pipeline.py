@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from quant.calibration import fit_platt
 from quant.drift import make_reference, window_of
 from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
-from quant.measures import measure, threshold_overfitting
+from quant.measures import daily_returns, measure, threshold_overfitting
 from quant.metrics import calibration_curve
 from quant.model import FitBooster, MetaModel, Probe, encode_features, fit_booster
 from quant.panel import Panel
@@ -38,6 +38,7 @@ from quant.samples import MakeSamples, Progress, Samples, TrainingError, make_sa
 from quant.sharpe import Trials
 from quant.timeframes import DAY_MS, timeframe_ms
 from quant.training_spec import TRAINING_MODES, TrainingSpec
+from quant.tuning import OutOfFold, Tuned, Tuner
 from quant.validation import PurgedWalkForward
 
 __all__ = ["TRAINING_MODES", "TrainingError", "TrainingResult", "TrainingSpec", "choose_threshold", "train"]
@@ -96,6 +97,7 @@ def train(
     looks: Iterable[Look] = (),
     fit: FitBooster = fit_booster,
     sample: MakeSamples = make_samples,
+    tuner: Tuner | None = None,
 ) -> TrainingResult:
     """Train, calibrate, choose the threshold, test and judge.
 
@@ -103,6 +105,7 @@ def train(
     A ``champion`` is compared on the test rows that it has not seen and whose symbols it covers. ``looks`` are the
     earlier trainings of the scope: those whose test window overlaps this one's have looked at it before.
     ``fit`` grows the trees, here or elsewhere; ``sample`` makes the samples, honest or shuffled on purpose.
+    A ``tuner`` searches for other parameters of the trees first, on the development part (`quant.tuning`).
     Raises TrainingError with a reason when the data does not allow a training.
     """
     bounds = gate_bounds or GateBounds()
@@ -115,16 +118,24 @@ def train(
     day = max(1, DAY_MS // panel.step_ms)
     block = max(2 * spec.label.horizon, day)
 
-    validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, progress, fit)
+    def walking(done: float, text: str) -> None:
+        progress(0.2 + 0.5 * done, text)
+
+    tuned: Tuned | None = None
+    report: Progress = walking
+    if tuner is not None:
+
+        def try_out(candidate: TrainingSpec, report: Progress) -> OutOfFold:
+            return _try_out(
+                develop, n_symbols, candidate, report, fit, min_trades=bounds.min_trades, block=block, day=day
+            )
+
+        tuned = tuner(spec, try_out, progress=walking)
+        spec, report = tuned.spec, tuned.rest_of(walking)
+    validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, report, fit)
     calibration = fit_platt(raw, validation.y, validation.weight)
     validated = calibration.apply(raw)
-    tradable = np.flatnonzero(validation.allowed)
-    threshold = choose_threshold(
-        validated[tradable],
-        validation.net_return[tradable],
-        validation.weight[tradable],
-        min_trades=bounds.min_trades,
-    )
+    threshold = _threshold(validation, validated, min_trades=bounds.min_trades)
     booster = _fit(
         fit, develop, n_symbols, spec, n_trees=n_trees, report=lambda done: progress(0.7 + 0.25 * done, "final model")
     )
@@ -138,7 +149,8 @@ def train(
         feature_names=spec.schema.names,
         required_features=tuple(np.array(spec.schema.names)[data.required].tolist()),
         fit_end_ms=_close_ms(panel, int(develop.t1.max())),
-        facts={"spec": spec.to_dict(), "schema_hash": spec.schema.hash, "label_hash": spec.label.hash},
+        facts={"spec": spec.to_dict(), "schema_hash": spec.schema.hash, "label_hash": spec.label.hash}
+        | ({} if tuned is None else {"tuned": tuned.facts()}),
     )
     progress(0.96, "test")
     score = model.score(test.X, test.code, num_threads=spec.num_threads)
@@ -163,7 +175,10 @@ def train(
         "test_start_ms": _close_ms(panel, data.test_start),
         "test_end_ms": _close_ms(panel, int(test.t1.max())),
     }
-    trials = Trials.of([look.sharpe for look in looks if look.test_end_ms > windows["test_start_ms"]])
+    trials = Trials.of(
+        [look.sharpe for look in looks if look.test_end_ms > windows["test_start_ms"]],
+        tuning=0 if tuned is None else len(tuned.complete),
+    )
     gates = evaluate_gates(window, threshold=threshold, block=block, day=day, bounds=bounds, trials=trials)
     champion_metrics = None
     if champion is not None and asked is not None and np.isfinite(asked).any():
@@ -173,7 +188,8 @@ def train(
         "threshold": threshold,
         "trees": n_trees,
         "windows": windows,
-        "looks": trials.count,
+        "looks": trials.count - trials.tuning,
+        "tuning": None if tuned is None else tuned.to_dict(),
         "development_samples": len(develop),
         "validation": measure(validation, validated, threshold, block=block, day=day, score=raw),
         "test": measure(test, probability, threshold, block=block, day=day, score=score),
@@ -229,6 +245,36 @@ def choose_threshold(
     return float(ranked[best])
 
 
+def _threshold(samples: Samples, probability: NDArray[np.float64], *, min_trades: int) -> float:
+    tradable = np.flatnonzero(samples.allowed)
+    return choose_threshold(
+        probability[tradable], samples.net_return[tradable], samples.weight[tradable], min_trades=min_trades
+    )
+
+
+def _try_out(
+    develop: Samples,
+    n_symbols: int,
+    spec: TrainingSpec,
+    progress: Progress,
+    fit: FitBooster,
+    *,
+    min_trades: int,
+    block: int,
+    day: int,
+) -> OutOfFold:
+    """What a spec shows out of fold, measured as the validation of the model is."""
+    samples, raw, _ = _walk_forward(develop, n_symbols, spec, progress, fit)
+    probability = fit_platt(raw, samples.y, samples.weight).apply(raw)
+    threshold = _threshold(samples, probability, min_trades=min_trades)
+    numbers = measure(samples, probability, threshold, block=block, day=day)
+    return OutOfFold(
+        value=numbers["relative_skill"],
+        sharpe=numbers["sharpe"],
+        daily_returns=daily_returns(samples, probability, threshold, day=day),
+    )
+
+
 def _walk_forward(
     develop: Samples, n_symbols: int, spec: TrainingSpec, progress: Progress, fit: FitBooster
 ) -> tuple[Samples, NDArray[np.float64], int]:
@@ -251,7 +297,7 @@ def _walk_forward(
                 raise TrainingError(reason("TOO_FEW_SAMPLES", fold=k + 1, grow=len(grow), stop=len(stop)))
 
         def report(done: float, k: int = k) -> None:
-            progress(0.2 + 0.5 * (k + done) / spec.n_splits, f"fold {k + 1} of {spec.n_splits}")
+            progress((k + done) / spec.n_splits, f"fold {k + 1} of {spec.n_splits}")
 
         booster = _fit(fit, grow, n_symbols, spec, n_trees=spec.max_trees, stop=stop, report=report)
         trees.append(max(1, booster.best_iteration))

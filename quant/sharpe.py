@@ -94,17 +94,27 @@ def expected_best_sharpe(*, trials: int, variance: float) -> float:
 class Trials:
     """How many tries a window has been looked at with, this one included, and the variance of their ratios.
 
-    Without a ``variance`` that of the judged ratio's own estimate is taken: tries that differ by luck only.
+    Which tries count (Bailey and López de Prado 2014: all that were made before the one that is shown was picked):
+    every model that was judged on a window that overlaps this one, whatever became of it; this one; and ``tuning``, the
+    completed trials of its own search for hyper-parameters. These were compared out of fold and none saw the window, so
+    counting each like a look at it is strict: they are alike, and tries that are alike find less luck. Not counted are
+    trials that were cut off, of an earlier attempt of the run, which nothing was picked from, and of the searches for
+    earlier models: of each the one that was picked looked at the window, and is counted.
+
+    Without a ``variance`` that of the judged ratio's own estimate is taken: tries that differ by luck only. The trials
+    of a search never set it. They share data and most of their trees, so theirs is small, and would make a gate easier
+    the more of them there were.
     """
 
     count: int = 1
     variance: float | None = None
+    tuning: int = 0
 
     @classmethod
-    def of(cls, ratios: Sequence[float]) -> Trials:
+    def of(cls, ratios: Sequence[float], *, tuning: int = 0) -> Trials:
         """Return the tries before this one, by their ratios per period; fewer than five show no variance."""
         variance = float(np.var(ratios)) if len(ratios) >= _LEAST_FOR_VARIANCE else None
-        return cls(count=len(ratios) + 1, variance=variance)
+        return cls(count=len(ratios) + 1 + tuning, variance=variance, tuning=tuning)
 
 
 def deflated_sharpe(ratio: SharpeRatio, trials: Trials) -> float:
