@@ -194,7 +194,8 @@ class Replayer:
                 self._book.update_order(replace(order, status="expired"))
                 return
         order = self._book.fill(order, quantity, price, time_ms, maker=not is_stop)
-        if order.status == "open" and (is_stop or order.reduce_only):
+        spent = is_stop or (order.reduce_only and self._book.holding(order.symbol).quantity == 0)
+        if order.status == "open" and spent:
             self._book.update_order(replace(order, status="cancelled"))
 
     def _end_listing(self, symbol: str, now: int) -> None:

@@ -1,12 +1,13 @@
 """An account played bar by bar over a panel: the bot's engine and fill model, without a bot.
 
-What happens in a bar, in this order: orders of the last close fill at the open; funding that is due is paid; stops
-that the bar reaches are filled; at the close the account is valued and `quant.engine.decide` is asked. So nothing of a
-bar is known before it is decided on, and an order never fills at a price that was known when it was sent.
+What happens in a bar, in this order: orders of the last close fill at the open; funding that is due is paid; stops that
+the bar reaches are filled, then targets that it trades through, from the very bar of the entry on; at the close the
+account is valued and `quant.engine.decide` is asked. So nothing of a bar is known before it is decided on, and no
+market order fills at a price that was known when it was sent.
 
-Market orders and stops pay half the spread. An entry gets at most its share of the last hour's volume and loses the
-rest; what is left of an exit goes on at the next open. A symbol without candles for `SETTLED_AFTER_BARS` is settled at
-its last close, as a delisted one is.
+Market orders and stops pay half the spread; a target pays the maker's fee only (`quant.fills`). An entry gets at most
+its share of the last hour's volume and loses the rest; what is left of an exit goes on at the next open. A symbol
+without candles for `SETTLED_AFTER_BARS` is settled at its last close, as a delisted one is.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Simulation:
     def _play(self, bar: int, signals: Signals | None, first: int, last: int) -> None:
         self._fill_orders(bar)
         self._pay_funding(bar)
-        self._fill_stops(bar)
+        self._fill_resting(bar)
         worth, exposure = self._value(bar)
         self.equity[bar], self.exposure[bar] = worth, exposure
         self._watch(bar, worth)
@@ -243,8 +244,9 @@ class Simulation:
         """What half the spread does to a price that a taker of ``side`` pays."""
         return 1.0 + side * self.spec.label.half_spread_bps * _BASIS_POINT
 
-    def _fee(self, notional: float) -> float:
-        return notional * self.spec.label.fee_bps * _BASIS_POINT
+    def _fee(self, notional: float, *, maker: bool = False) -> float:
+        label = self.spec.label
+        return notional * (label.maker_fee_bps if maker else label.fee_bps) * _BASIS_POINT
 
     def _pay_funding(self, bar: int) -> None:
         """The rate of the bar in which a position was entered fell due at that very moment: it is not charged."""
@@ -256,27 +258,30 @@ class Simulation:
                 position.funding += paid
                 self._cash -= paid
 
-    def _fill_stops(self, bar: int) -> None:
+    def _fill_resting(self, bar: int) -> None:
+        """Fill the stops and targets that wait at the exchange, the stop first in a bar that reaches both."""
         for position in list(self._positions.values()):
             column, state = position.column, position.state
             opened = float(self.panel.open[bar, column])
             if opened > 0:
-                price = fills.stop_price(
-                    side=state.side,
-                    trigger=state.stop_price,
-                    opened=opened,
-                    high=float(self.panel.high[bar, column]),
-                    low=float(self.panel.low[bar, column]),
-                )
+                high, low = float(self.panel.high[bar, column]), float(self.panel.low[bar, column])
+                price = fills.stop_price(side=state.side, trigger=state.stop_price, opened=opened, high=high, low=low)
                 if price is not None:
                     cause = reason("STOP", stop=state.stop_price)
                     self._close(position, position.left, price * self._against(-state.side), bar, cause)
+                elif fills.limit_reached(side=state.side, limit=state.target_price, high=high, low=low):
+                    quantity = min(position.left, fills.MAX_VOLUME_SHARE * float(self.panel.volume[bar, column]))
+                    if quantity > 0:
+                        cause = reason("TARGET", target=state.target_price)
+                        self._close(position, quantity, state.target_price, bar, cause, maker=True)
             elif self._last_bar(column, bar) < bar - SETTLED_AFTER_BARS:
                 self._close(position, position.left, self._last_close(column, bar), bar, "SETTLED: series=ended")
 
-    def _close(self, position: _Position, quantity: float, price: float, bar: int, cause: str) -> None:
+    def _close(
+        self, position: _Position, quantity: float, price: float, bar: int, cause: str, *, maker: bool = False
+    ) -> None:
         state = position.state
-        fee = self._fee(quantity * price)
+        fee = self._fee(quantity * price, maker=maker)
         position.fees += fee
         position.received += quantity * price
         position.left -= quantity

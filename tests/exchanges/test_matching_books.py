@@ -220,6 +220,68 @@ def test_an_order_is_matched_against_the_candle_that_it_was_placed_in(tmp_path: 
     assert venue.fills_since(START_MS + HOUR_MS)[0].price == 90
 
 
+def bracket(venue: MatchingVenue, *, stop: str, target: str) -> None:
+    """Rest a stop and a target of the whole position (5 units) of `buy`."""
+    for name, kind, price, trigger in (
+        ("stop", "stop_market", None, Decimal(stop)),
+        ("target", "limit", Decimal(target), None),
+    ):
+        request = OrderRequest(name, "ODD/USDT:USDT", "sell", Decimal(5), kind, price, trigger, reduce_only=True)  # type: ignore[arg-type]  # as above
+        assert isinstance(venue.place(request), Ack)
+
+
+def status_of(venue: MatchingVenue, name: str) -> str:
+    order = venue.order_by_client_id("ODD/USDT:USDT", name)
+    assert order is not None
+    return order.status
+
+
+def test_a_resting_target_gets_its_share_of_each_candle_until_the_position_is_closed(
+    tmp_path: Path, clock: Clock
+) -> None:
+    candles = flat_candles(54, [100.0] * 48 + [110.0] * 6)
+    candles.volume[48:] = 20.0  # a tenth of it can be had
+    venue = replayed(tmp_path, clock, candles)
+    clock.now = START_MS + 60_000
+    buy(venue)
+    bracket(venue, stop="90", target="105")
+    for hour, held in ((1, 3), (2, 1)):
+        clock.now = START_MS + hour * HOUR_MS
+        [position] = venue.positions()
+        assert (position.quantity, status_of(venue, "target")) == (held, "open")
+    clock.now = START_MS + 3 * HOUR_MS
+    assert (venue.positions(), status_of(venue, "target")) == ([], "filled")
+    fills = venue.fills_since(START_MS + HOUR_MS)
+    assert {fill.price for fill in fills} == {Decimal(105)}
+    assert fills[0].fee == 2 * 105 * Decimal("0.0002"), "who rests pays the maker's fee"
+
+
+def test_of_a_stop_and_a_target_that_one_candle_reaches_the_stop_is_filled_and_nothing_is_opened(
+    tmp_path: Path, clock: Clock
+) -> None:
+    candles = flat_candles(54)
+    candles.high[48], candles.low[48] = 120.0, 80.0
+    venue = replayed(tmp_path, clock, candles)
+    clock.now = START_MS + 60_000
+    buy(venue)
+    bracket(venue, stop="90", target="105")
+    clock.now = START_MS + 5 * HOUR_MS
+    assert (venue.positions(), venue.open_orders()) == ([], [])
+    assert (status_of(venue, "stop"), status_of(venue, "target")) == ("filled", "expired")
+    [closing] = venue.fills_since(START_MS + HOUR_MS)
+    assert (closing.client_order_id, closing.price) == ("stop", Decimal(90))
+
+
+def test_a_stop_that_fires_after_the_target_closed_the_position_opens_nothing(tmp_path: Path, clock: Clock) -> None:
+    venue = replayed(tmp_path, clock, flat_candles(56, [100.0] * 48 + [110.0] * 4 + [80.0] * 4))
+    clock.now = START_MS + 60_000
+    buy(venue)
+    bracket(venue, stop="90", target="105")
+    clock.now = START_MS + 7 * HOUR_MS
+    assert (venue.positions(), venue.open_orders()) == ([], [])
+    assert (status_of(venue, "target"), status_of(venue, "stop")) == ("filled", "expired")
+
+
 def test_a_delisted_position_is_settled_at_the_last_price_and_its_orders_expire(tmp_path: Path, clock: Clock) -> None:
     venue = replayed(tmp_path, clock, flat_candles(60))
     clock.now = START_MS + HOUR_MS

@@ -18,7 +18,7 @@ from tests.quant.feature_worlds import mixed, random_panel
 
 SCHEMA = FeatureSchema()
 START = 1_700_006_400_000
-FREE = LabelSpec(fee_bps=0.0, half_spread_bps=0.0, slippage_bps=0.0)
+FREE = LabelSpec(fee_bps=0.0, half_spread_bps=0.0, slippage_bps=0.0, maker_fee_bps=0.0)
 seeds = st.integers(0, 10_000)
 
 
@@ -103,15 +103,40 @@ def test_a_jump_over_the_stop_costs_what_it_costs() -> None:
     assert trade.closed_ms == panel.open_time[15]
 
 
-def test_a_target_is_taken_at_the_open_after_the_close_that_reached_it() -> None:
+def test_a_target_is_filled_at_its_price_in_the_bar_that_trades_through_it_and_pays_the_maker() -> None:
     panel = flat()
+    panel.high[15, 0] = 103.0
+    label = LabelSpec(fee_bps=5.0, half_spread_bps=0.0, maker_fee_bps=2.0)
+    (trade,) = play(panel, signals((10, 0, 1)), label=label).trades
+    assert (trade.cause, trade.closed_ms) == ("TARGET", panel.open_time[15])
+    assert trade.exit_price == pytest.approx(102.0, rel=1e-6)  # the ATR is float32
+    assert trade.fees == pytest.approx(trade.quantity * (trade.entry_price * 5e-4 + trade.exit_price * 2e-4))
+
+
+@pytest.mark.parametrize("bar", [11, 12])
+def test_the_first_bar_in_which_stop_and_target_can_fill_is_that_of_the_entry(bar: int) -> None:
+    panel = flat()
+    panel.high[11 : bar + 1, 0] = [103.0] if bar == 11 else [100.0, 103.0]
+    (won,) = play(panel, signals((10, 0, 1))).trades
+    assert (won.cause, won.closed_ms) == ("TARGET", panel.open_time[bar])
+    panel.low[bar, 0] = 98.0  # reaches both: the stop was first
+    (lost,) = play(panel, signals((10, 0, 1))).trades
+    assert (lost.cause, lost.closed_ms) == ("STOP", panel.open_time[bar])
+    assert lost.exit_price == pytest.approx(98.5, rel=1e-6)
+
+
+def test_a_target_gets_its_share_of_the_bars_volume_and_the_close_beyond_it_takes_the_rest() -> None:
+    panel = flat(volume=1e5)
     for name in ("high", "close"):
-        getattr(panel, name)[15:, 0] = 103.0
-    for name in ("open", "low"):
-        getattr(panel, name)[16:, 0] = 103.0
+        getattr(panel, name)[15, 0] = 103.0
+    for name in ("open", "high", "low", "close"):
+        getattr(panel, name)[16:, 0] = 104.0
+    panel.volume[15, 0] = 50.0  # a tenth of it is less than the position
     (trade,) = play(panel, signals((10, 0, 1))).trades
-    assert trade.cause == "TARGET"
-    assert trade.closed_ms == panel.open_time[16]
+    assert trade.quantity > 5.0
+    assert (trade.cause, trade.closed_ms) == ("TARGET", panel.open_time[16])
+    expected = (5.0 * 102.0 + (trade.quantity - 5.0) * 104.0) / trade.quantity
+    assert trade.exit_price == pytest.approx(expected, rel=1e-3)  # the rest's own impact
 
 
 def test_funding_is_paid_from_the_second_bar_on_by_the_side_that_owes_it() -> None:
