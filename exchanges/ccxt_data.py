@@ -1,44 +1,40 @@
 """Public market data of a real exchange through ccxt. Read-only; no keys.
 
-ccxt is imported when a client is made, not before: it costs a second and 76 MB (reference/exchanges.md). Our rules on
-top of it: the exchange's clock decides what is closed, the running candle is dropped, pages are never `paginate`d by
-ccxt (it truncates silently), markets are loaded again every ten minutes, and whatever ccxt raises becomes an error of
-the port. Not for use by several threads at once: ccxt's limiter is not thread-safe.
+Our rules on top of ccxt: the exchange's clock decides what is closed, the running candle is dropped, pages are never
+`paginate`d by ccxt (it truncates silently), markets are loaded again every ten minutes, and whatever ccxt raises
+becomes an error of the port. Requests run in one event loop (`exchanges.ccxt_client`), whichever thread asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 
-from exchanges.errors import (
-    ConfigurationError,
-    ExchangeError,
-    ExchangeUnavailableError,
-    MarketDataError,
-    UnknownSymbolError,
-)
-from exchanges.port import Capabilities, FundingRate, Instrument, Ticker, candles_one_by_one
+from exchanges.ccxt_client import CcxtLink, ExchangeClock, run
+from exchanges.ccxt_gate import Ban, Gate, TokenBucket
+from exchanges.ccxt_rules import rules_of
+from exchanges.errors import ConfigurationError, ExchangeError, MarketDataError, UnknownSymbolError
+from exchanges.port import Capabilities, FundingRate, Instrument, Ticker
 from quant.candles import Candles
 from quant.timeframes import HOUR_MS, TIMEFRAMES, timeframe_ms
 
 _DEFAULT_PAGE_LIMIT = 300
 _FUNDING_PAGE = 200
 _MARKETS_FRESH_MS = 600_000
-_CLOCK_FRESH_MS = 1_200_000
 _TICKERS_FRESH_MS = 1_000
-_TIMEOUT_MS = 10_000
+_BULK_PATIENCE_SECONDS = 600.0
+_DECIMAL_PLACES = 2  # ccxt.DECIMAL_PLACES
 
 
 class CcxtMarketData:
     """Linear perpetuals of a ccxt exchange, or its spot pairs if `market` ends in `spot`.
 
     `now_ms` is our clock; it is corrected by the measured difference to the exchange's. `options` go to ccxt's
-    constructor over our defaults (urls, proxies, ...).
+    constructor over our defaults (urls, proxies, ...). `link` and `ban` are for the account behind the same address.
     """
 
     simulated = False
@@ -49,7 +45,15 @@ class CcxtMarketData:
         self.market = market
         self._is_spot = market.endswith("spot")
         self._clock = now_ms
-        self._client = _make_client(exchange_id, is_spot=self._is_spot, options=options or {})
+        self.ban = Ban()
+        self.link = CcxtLink(
+            exchange_id=exchange_id,
+            is_spot=self._is_spot,
+            clock=ExchangeClock(now_ms),
+            gate=Gate(f"{exchange_id} data", ban=self.ban, bucket=budget(exchange_id, options or {}, trading=False)),
+            options=options,
+        )
+        self._client = self.link.client
         self.page_limit = self._page_limit()
         self.capabilities = Capabilities(
             bulk_candles=False,
@@ -59,18 +63,11 @@ class CcxtMarketData:
         )
         self._markets: dict[str, dict[str, Any]] = {}
         self._markets_at: int | None = None
-        self._clock_at: int | None = None
-        self._difference_ms = 0
         self._tickers: tuple[int, dict[str, Ticker]] | None = None
 
     def now_ms(self) -> int:
         """The exchange's clock: ours, corrected. The difference is measured again every twenty minutes."""
-        ours = self._clock()
-        if self._clock_at is None or ours - self._clock_at >= _CLOCK_FRESH_MS:
-            with self._translated(None):
-                self._difference_ms = ours - int(self._client.fetch_time())
-            self._clock_at = ours
-        return ours - self._difference_ms
+        return self.link.exchange_now_ms()
 
     def instruments(self) -> list[Instrument]:
         self._load_markets()
@@ -80,36 +77,80 @@ class CcxtMarketData:
         now = self.now_ms()
         if self._tickers is None or now - self._tickers[0] >= _TICKERS_FRESH_MS:
             self._load_markets()
-            with self._translated(None):
-                raw = self._client.fetch_tickers()
-                self._require_json()
+            with self.link.translated(None):
+                raw = self.link.call(lambda client: client.fetch_tickers())
                 self._tickers = (now, {t.symbol: t for t in (self._ticker(each, now) for each in raw.values()) if t})
         return dict(self._tickers[1])
 
+    def instrument(self, symbol: str) -> Instrument | None:
+        """Rules of one symbol, at most ten minutes old; None if it is not listed."""
+        self._load_markets()
+        each = self._markets.get(symbol)
+        return None if each is None else self._instrument(each)
+
+    def forget_markets(self) -> None:
+        """Load the markets again at the next look: the venue said that our rules of a symbol are not its own."""
+        self._markets_at = None
+
     def candles(self, symbol: str, timeframe: str, since_ms: int, limit: int) -> Candles:
+        step = self._step(timeframe)
+        self._find(symbol)
+        self.link.exchange_now_ms()
+        return run(self._page(symbol, timeframe, step, since_ms, min(limit, self.page_limit)))
+
+    def candles_many(self, symbols: Iterable[str], timeframe: str, since_ms: int, limit: int) -> dict[str, Candles]:
+        """In the given order (symbols with positions first), as many at a time as the budget allows.
+
+        One symbol's trouble does not stop the others (I20): it is left out. Raises ExchangeUnavailableError when no
+        symbol was answered at all.
+        """
+        step = self._step(timeframe)
+        self._load_markets()
+        self.link.exchange_now_ms()
+        listed = [symbol for symbol in symbols if symbol in self._markets]
+        wanted = min(limit, self.page_limit)
+
+        async def all_pages() -> list[Candles | BaseException]:
+            pages = (self._page(symbol, timeframe, step, since_ms, wanted) for symbol in listed)
+            return await asyncio.gather(*pages, return_exceptions=True)
+
+        found: dict[str, Candles] = {}
+        answered, failures = 0, []
+        for symbol, page in zip(listed, run(all_pages(), patience=_BULK_PATIENCE_SECONDS), strict=True):
+            if isinstance(page, BaseException):
+                if not isinstance(page, ExchangeError):
+                    raise page
+                failures.append(page)
+                continue
+            answered += 1
+            if len(page):
+                found[symbol] = page
+        outages = [failure for failure in failures if not isinstance(failure, MarketDataError)]
+        if outages and not answered:
+            raise outages[0]
+        return found
+
+    def _step(self, timeframe: str) -> int:
         step = timeframe_ms(timeframe)
         if timeframe not in self.capabilities.timeframes:
             raise ConfigurationError(
                 f"timeframe={timeframe!r} does not exist on {self._client.id}; choose one of "
                 f"{', '.join(self.capabilities.timeframes)}"
             )
-        self._find(symbol)
-        wanted = min(limit, self.page_limit)
+        return step
+
+    async def _page(self, symbol: str, timeframe: str, step: int, since_ms: int, wanted: int) -> Candles:
         if wanted < 1:
             return Candles.empty()
-        with self._translated(symbol):
-            rows = self._client.fetch_ohlcv(symbol, timeframe, since_ms, wanted)
-            self._require_json()
+        with self.link.translated(symbol):
+            rows = await self.link.request(lambda client: client.fetch_ohlcv(symbol, timeframe, since_ms, wanted))
             table = np.array(rows, dtype=np.float64).reshape(len(rows), 6)
             if not np.isfinite(table).all():
                 raise ValueError("a candle that is not all numbers")
         times = table[:, 0].astype(np.int64)
         # The last candle is the one that is still running, by the exchange's clock, not ours.
-        usable = (times >= since_ms) & (times + step <= self.now_ms())
+        usable = (times >= since_ms) & (times + step <= self.link.clock.now())
         return Candles.concat([Candles(times[usable], *table[usable, 1:].T)]).take(slice(0, wanted))
-
-    def candles_many(self, symbols: Iterable[str], timeframe: str, since_ms: int, limit: int) -> dict[str, Candles]:
-        return candles_one_by_one(self, symbols, timeframe, since_ms, limit)
 
     def funding(self, symbol: str, since_ms: int, limit: int) -> list[FundingRate]:
         """In windows that cannot hold more than one page: of a longer one, Bybit returns the newest payments only."""
@@ -118,9 +159,8 @@ class CcxtMarketData:
         cursor = max(since_ms, int(listed or 0))
         while self.capabilities.funding and limit > 0 and cursor <= now:
             until = min(cursor + _FUNDING_PAGE * HOUR_MS - 1, now)
-            with self._translated(symbol):
-                rows = self._client.fetch_funding_rate_history(symbol, cursor, _FUNDING_PAGE, {"until": until})
-                self._require_json()
+            with self.link.translated(symbol):
+                rows = self._funding_page(symbol, cursor, until)
                 found = {int(row["timestamp"]): float(row["fundingRate"]) for row in rows}
             times = sorted(time for time in found if cursor <= time <= until)
             if times:
@@ -129,13 +169,17 @@ class CcxtMarketData:
         return []
 
     # ------------------------------------------------------------------ internal
+    def _funding_page(self, symbol: str, since_ms: int, until_ms: int) -> list[Any]:
+        return self.link.call(
+            lambda client: client.fetch_funding_rate_history(symbol, since_ms, _FUNDING_PAGE, {"until": until_ms})
+        )
+
     def _load_markets(self) -> None:
         now = self._clock()
         if self._markets_at is not None and now - self._markets_at < _MARKETS_FRESH_MS:
             return
-        with self._translated(None):
-            raw = self._client.load_markets(self._markets_at is not None)
-            self._require_json()
+        with self.link.translated(None):
+            raw = self.link.call(lambda client: client.load_markets(bool(client.markets)))
         self._markets = {symbol: each for symbol, each in raw.items() if self._is_ours(each)}
         self._markets_at = now
 
@@ -173,7 +217,7 @@ class CcxtMarketData:
         """Step of prices or quantities. ccxt states it as a step or as a number of decimals, by exchange."""
         if precision is None:
             return Decimal("1e-8")
-        if self._client.precisionMode == _ccxt().DECIMAL_PLACES:
+        if self._client.precisionMode == _DECIMAL_PLACES:
             return Decimal(10) ** -int(precision)
         return Decimal(str(precision))
 
@@ -202,49 +246,13 @@ class CcxtMarketData:
         declared = kind if self._is_spot else (kind.get("linear") or {})
         return int((declared.get("fetchOHLCV") or {}).get("limit") or _DEFAULT_PAGE_LIMIT)
 
-    def _require_json(self) -> None:
-        """From a web page or a torn body ccxt makes an empty answer (measured): an outage would look like no data."""
-        if not isinstance(self._client.last_json_response, dict | list):
-            raise TypeError("the body is no JSON")
 
-    @contextmanager
-    def _translated(self, symbol: str | None) -> Iterator[None]:
-        """Errors of ccxt as errors of the port. A body that ccxt cannot parse shows as a TypeError or its like."""
-        ccxt = _ccxt()
-        name = self._client.id
-        try:
-            yield
-        except ccxt.BadSymbol as error:
-            raise UnknownSymbolError(symbol or "all symbols", f"{name}: {error}") from error
-        except ccxt.NetworkError as error:
-            raise ExchangeUnavailableError(f"{name} does not answer ({type(error).__name__}: {error})") from error
-        except (ccxt.BaseError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-            detail = f"{name} gave an unusable answer ({type(error).__name__}: {error})"
-            raise (ExchangeError(detail) if symbol is None else MarketDataError(symbol, detail)) from error
-
-
-def _ccxt() -> Any:
-    import ccxt
-
-    return ccxt
-
-
-def _make_client(exchange_id: str, *, is_spot: bool, options: Mapping[str, object]) -> Any:
-    ccxt = _ccxt()
-    if exchange_id not in ccxt.exchanges:
-        raise ConfigurationError(f"ccxt has no exchange {exchange_id!r}; see `ccxt.exchanges`, e.g. bybit, binanceusdm")
-    types = ["spot"] if is_spot else ["linear"]
-    settings: dict[str, Any] = {
-        "enableRateLimit": True,
-        "enableLastJsonResponse": True,
-        "timeout": _TIMEOUT_MS,
-        # Otherwise Bybit loads spot, inverse and options too.
-        "options": {"defaultType": "spot" if is_spot else "swap", "fetchMarkets": {"types": types}},
-    }
-    for key, value in options.items():
-        merges = isinstance(value, Mapping) and isinstance(settings.get(key), dict)
-        settings[key] = {**settings[key], **value} if merges else value  # type: ignore[dict-item]  # both are mappings here
-    return getattr(ccxt, exchange_id)(settings)
+def budget(exchange_id: str, options: Mapping[str, object], *, trading: bool) -> TokenBucket | None:
+    """Return our own pace for a venue whose limits are known; None leaves it to ccxt, or to nobody on loopback."""
+    rules = rules_of(exchange_id)
+    if rules is None or rules.requests_per_second is None or options.get("enableRateLimit") is False:
+        return None
+    return TokenBucket(rules.requests_per_second[int(trading)])
 
 
 def _decimal(value: float | str | None) -> Decimal | None:

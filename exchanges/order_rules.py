@@ -44,8 +44,8 @@ def check_form(request: OrderRequest) -> Rejected | None:
     return None
 
 
-def check_instrument(request: OrderRequest, instrument: Instrument, mark: Decimal) -> Rejected | None:
-    """Grid and size rules of the symbol."""
+def check_instrument(request: OrderRequest, instrument: Instrument, mark: Decimal | None) -> Rejected | None:
+    """Grid and size rules of the symbol. Without a `mark` (no ticker could be had) what needs one is not checked."""
     if request.quantity % instrument.lot_size:
         return Rejected("LOT_SIZE", f"quantity {request.quantity} is no multiple of the lot {instrument.lot_size}")
     if request.quantity < instrument.min_quantity:
@@ -53,10 +53,10 @@ def check_instrument(request: OrderRequest, instrument: Instrument, mark: Decima
     for name, price in (("price", request.price), ("trigger_price", request.trigger_price)):
         if price is not None and (not price.is_finite() or price <= 0 or price % instrument.tick_size):
             return Rejected("TICK_SIZE", f"{name} {price} is no positive multiple of the tick {instrument.tick_size}")
-    notional = request.quantity * (mark if request.price is None else request.price)
-    if not request.reduce_only and notional < instrument.min_notional:
-        return Rejected("MIN_NOTIONAL", f"notional {notional:.4f} is below {instrument.min_notional}")
-    if request.kind == "stop_market" and request.trigger_price is not None:
+    price = mark if request.price is None else request.price
+    if price is not None and not request.reduce_only and request.quantity * price < instrument.min_notional:
+        return Rejected("MIN_NOTIONAL", f"notional {request.quantity * price:.4f} is below {instrument.min_notional}")
+    if mark is not None and request.kind == "stop_market" and request.trigger_price is not None:
         crossed = mark <= request.trigger_price if request.side == "sell" else mark >= request.trigger_price
         if crossed:
             return Rejected(
