@@ -29,6 +29,7 @@ from trading_app.loader import LoadedModel, ModelLoader
 from trading_app.models import Bot, Decision, EquityPoint, Order
 from trading_app.orders import OrderDesk
 from trading_app.reconcile import Reconciler
+from trading_app.refusals import refusals
 from trading_app.report import TickReport
 from training_app import registry
 from training_app import selectors as training
@@ -96,8 +97,14 @@ class BarTrader:
 
     # --- a bar
 
-    def trade_bar(self, desk: OrderDesk, reconciler: Reconciler, report: TickReport, *, venue_error: str = "") -> bool:
-        """Decide the newest closed bar if it is not decided yet; returns whether orders were sent."""
+    def trade_bar(
+        self, desk: OrderDesk, reconciler: Reconciler, report: TickReport, *, venue_error: str = "", quiet: bool = False
+    ) -> bool:
+        """Decide the newest closed bar if it is not decided yet; returns whether orders were sent.
+
+        With a `venue_error` the account is not asked; with `quiet`, which the exchange asked for, nothing is sent:
+        exits are sent by the reconciliation after it, and the exchange's stops protect meanwhile (F26).
+        """
         now_ms = clock.market_now_ms()
         open_ms = last_closed_open_ms(now_ms, self.step_ms)
         if self.bot.last_bar_at is not None and to_ms(self.bot.last_bar_at) >= open_ms:
@@ -111,7 +118,7 @@ class BarTrader:
         if self.feed is not None:
             report.replays = self.feed.replays - replays
         portfolio = deciding.read_portfolio(self.bot)
-        equity_now = self._equity(desk, open_ms, report)
+        equity_now = self._equity(desk, open_ms, report, ask=not venue_error)
         venue_error = venue_error or ("; ".join(report.errors) if self.balance is None else "")
         try:
             orders = self._decide_and_write(
@@ -120,8 +127,10 @@ class BarTrader:
         except BarTakenError as error:
             log.warning("bar_taken", error=str(error))
             return False
-        for order in orders:
-            desk.send(order)
+        if quiet:
+            report.waiting = reason("EXCHANGE_QUIET", held_back=len(orders))
+            return False
+        desk.send_all(orders)
         return bool(orders)
 
     def _watch_clock(self, open_ms: int, report: TickReport) -> None:
@@ -193,13 +202,14 @@ class BarTrader:
     def _data_alert(self) -> str:
         return f"market_data:{self.bot.name}"
 
-    def _equity(self, desk: OrderDesk, open_ms: int, report: TickReport) -> float:
+    def _equity(self, desk: OrderDesk, open_ms: int, report: TickReport, *, ask: bool) -> float:
         """Return the account's equity, checked against its limits; the last known one when the exchange is silent."""
+        self.balance = None
         try:
-            self.balance = desk.account.venue.balance()
+            self.balance = desk.account.venue.balance() if ask else None
         except ExchangeError as error:
-            self.balance = None
             report.errors.append(f"{type(error).__name__}: {error}"[:200])
+        if self.balance is None:
             last = selectors.latest_equity(self.bot)
             return last.equity if last is not None else 0.0
         now_equity = float(self.balance.equity)
@@ -224,7 +234,8 @@ class BarTrader:
         if states.keys() - account.symbol_ids.keys():
             account.refresh_symbols()
         symbols = self._symbols(states, portfolio, row)
-        blocked = equity.entries_blocked(self.bot) or self.two_bots
+        refused = refusals(self.bot, from_ms(now_ms))
+        blocked = equity.entries_blocked(self.bot) or self.two_bots or refused.account
         if blocked is None and venue_error:
             blocked = reason("VENUE_ERROR", detail=venue_error)
         closes = self._closes(symbols, portfolio, row, open_ms)
@@ -239,7 +250,7 @@ class BarTrader:
                 states.values(),
                 foreign=portfolio.foreign,
                 drifting=reconciler.drifting,
-                expired=self._expired(covering, now_ms),
+                expired=refused.symbols | self._expired(covering, now_ms),
                 instruments=account.instruments,
             ),
             schema=schema,

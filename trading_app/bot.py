@@ -31,10 +31,12 @@ from trading_app.choices import DesiredState, OrderPurpose
 from trading_app.equity import close_all, watch_equity
 from trading_app.loader import ModelLoader
 from trading_app.models import Bot, Order, Position
-from trading_app.orders import OrderDesk
+from trading_app.orders import OrderDesk, spool_path
 from trading_app.protection import close_position, open_positions, protect
 from trading_app.reconcile import Reconciled, Reconciler
 from trading_app.report import TickReport
+from trading_app.spool import Spool
+from trading_app.trouble import RETRY_BASE_MS, RETRY_CAP_MS, Trouble
 from trading_app.venue import Account, open_venue
 from training_app import artifacts
 from training_app.models import ActiveModel
@@ -45,7 +47,6 @@ HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TTL_SECONDS = 60
 RECONCILE_EVERY = dt.timedelta(minutes=5)
 """Market time between whole reconciliations when nothing asks for one."""
-RETRY_BASE_MS, RETRY_CAP_MS = 1_000, 60_000
 PASS_SECONDS, MIN_PASS_SECONDS, LEAST_PASS_SECONDS = 60.0, 1.0, 0.1
 PASSES_PER_BAR = 4
 """A clock so fast that a bar lasts a second or two gets shorter passes, so that no bar closes between two of them."""
@@ -60,30 +61,6 @@ _row = Prepared(
 
 _lookups = Prepared(lambda bot: Order.objects.open().filter(bot=bot).values_list("next_lookup_at"))
 _closing = Prepared(lambda bot: Position.objects.open().filter(bot=bot, orders__purpose=OrderPurpose.EXIT))
-
-
-@dataclass(slots=True)
-class Trouble:
-    """Something outside that fails: how often in a row, and when to try again."""
-
-    name: str
-    failures: int = 0
-    retry_at: float = 0.0
-    detail: str = ""
-
-    @property
-    def due(self) -> bool:
-        return clock.monotonic() >= self.retry_at
-
-    def failed(self, error: Exception) -> None:
-        self.failures += 1
-        self.detail = f"{type(error).__name__}: {error}"[:200]
-        self.retry_at = clock.monotonic() + back_off_ms(self.failures, RETRY_BASE_MS, RETRY_CAP_MS) / 1000
-
-    def over(self) -> bool:
-        """Forget it; returns whether there was any."""
-        had, self.failures, self.retry_at, self.detail = self.failures > 0, 0, 0.0, ""
-        return had
 
 
 @dataclass(slots=True)
@@ -113,6 +90,7 @@ class BotRunner:
     holder: str = field(default_factory=lambda: leases.holder_name("bot"))
     loader: ModelLoader = field(init=False)
     trader: BarTrader = field(init=False)
+    spool: Spool = field(init=False)
     venue_trouble: Trouble = field(init=False, default_factory=lambda: Trouble("exchange"))
     _session: _Session | None = field(init=False, default=None)
     _beat_at: float = field(init=False, default=float("-inf"))
@@ -121,6 +99,7 @@ class BotRunner:
     def __post_init__(self) -> None:
         if self.venue is None:
             self.venue = open_venue(self.bot, self.data)
+        self.spool = Spool(spool_path(self.bot))
         self.loader = ModelLoader(self.bot, load=self.load)  # type: ignore[arg-type]  # tests pass a counting one
         self.trader = BarTrader(bot=self.bot, data=self.data, store=self.store, loader=self.loader)
 
@@ -155,6 +134,8 @@ class BotRunner:
         return report
 
     def _work(self, session: _Session, newest_generation: int, report: TickReport) -> None:
+        if self.spool:
+            session.desk.write_spooled()
         if self.venue_trouble.due:
             self._hear_venue(session, report)
         if newest_generation > self.loader.seen_generation:
@@ -165,12 +146,13 @@ class BotRunner:
             # B5: what the last owner sent before it was frozen may still be accepted until then.
             report.waiting = "RECEIVE_WINDOW"
             return
-        if close_all(self.bot) is not None:
+        if close_all(self.bot) is not None and not self.venue_trouble.quiet:
             self._close_now(session, report)
-        if self.bot.desired_state != DesiredState.STOP:
-            entries_stop = self.venue_trouble.detail
-            if self.trader.trade_bar(session.desk, session.reconciler, report, venue_error=entries_stop):
-                self._after_orders(session, report)
+        if self.bot.desired_state != DesiredState.STOP and self.trader.trade_bar(
+            session.desk, session.reconciler, report,
+            venue_error=self.venue_trouble.detail, quiet=self.venue_trouble.quiet,
+        ):  # fmt: skip
+            self._after_orders(session, report)
 
     # --- the right to trade
 
@@ -199,7 +181,7 @@ class BotRunner:
         assert self.venue is not None  # noqa: S101 - made in __post_init__
         account = Account(bot=self.bot, venue=self.venue, lease=lease)
         account.refresh_symbols()
-        desk = OrderDesk(account)
+        desk = OrderDesk(account, self.spool)
         wait = takeover.fence().total_seconds() if lease.left_by not in ("", self.holder) else 0.0
         self._session = _Session(account, desk, Reconciler(desk), orders_from=clock.monotonic() + wait)
         self.bot.started_at = clock.market_now()
@@ -279,7 +261,7 @@ class BotRunner:
         watch_equity(self.bot, float(balance.equity), clock.market_now())
         self._note_open(session)
         # Once more as soon as orders may be sent, and while a difference is being watched.
-        again_soon = not may_send or session.reconciler.drifting
+        again_soon = not may_send or session.reconciler.unsettled
         session.reconcile_at = clock.market_now() + (dt.timedelta(seconds=5) if again_soon else RECONCILE_EVERY)
         if done.changes:
             log.info("reconciled", account=self.bot.account, **_changes(done))

@@ -10,15 +10,15 @@ Nothing is ever sent twice: a new try is a new row with a new client order id.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from coverage_app import services as coverage
 from coverage_app.choices import BlockReason
@@ -38,16 +38,19 @@ from ops_app.choices import Severity
 from quant.policy import back_off_ms
 from quant.reasons import reason
 from quant.timeframes import from_ms, timeframe_ms, to_ms
+from trading_app import refusals
 from trading_app.choices import (
     OPEN_ORDER_STATES,
     TERMINAL_ORDER_STATES,
     OrderPurpose,
     OrderState,
 )
+from trading_app.client_ids import client_order_id
 from trading_app.exceptions import OrderStateError
 from trading_app.models import Bot, Decision, Order, Position
 from trading_app.order_machine import Seen, require, seen_state
-from trading_app.venue import RECEIVE_WINDOW, Account
+from trading_app.spool import Spool
+from trading_app.venue import RECEIVE_WINDOW, Account, ledger_name
 
 log = structlog.get_logger(__name__)
 
@@ -58,9 +61,6 @@ MIN_LOOKUPS = 2
 LOOKUP_BASE_MS, LOOKUP_CAP_MS = 2_000, 60_000
 FILL_DELAY = dt.timedelta(minutes=5)
 """Venues publish some fills late (F14); a simulated one matches a resting order when its candle closes."""
-
-ACCOUNT_CHARS, DEPLOYMENT_CHARS, TOKEN_CHARS, ROW_CHARS = 3, 3, 4, 7
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,30 +86,8 @@ class NewOrder:
     decision: Decision | None = None
 
 
-def base36(number: int, width: int) -> str:
-    """Return `number` in `width` digits of base 36; the highest digits are dropped when it does not fit."""
-    digits = ""
-    for _ in range(width):
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits
-
-
-def account_prefix(bot: Bot) -> str:
-    """Return the part of a client order id that every bot on this account shares, whatever its database (F36)."""
-    return base36(int.from_bytes(hashlib.sha256(bot.account.encode()).digest()[:8], "big"), ACCOUNT_CHARS)
-
-
-def own_prefix(bot: Bot) -> str:
-    """Return the part that only this deployment's bot uses: two databases must not make equal ids."""
-    secret = f"{settings.SECRET_KEY}:{bot.account}".encode()
-    digest = int.from_bytes(hashlib.sha256(secret).digest()[:8], "big")
-    return account_prefix(bot) + base36(digest, DEPLOYMENT_CHARS)
-
-
-def client_order_id(bot: Bot, *, token: int, order_id: int) -> str:
-    """Return account, deployment, fencing token and row in 17 letters and digits (B6)."""
-    return own_prefix(bot) + base36(token, TOKEN_CHARS) + base36(order_id, ROW_CHARS)
+def spool_path(bot: Bot) -> Path:
+    return Path(settings.DATA_DIR) / "spool" / f"{ledger_name(bot.account)}.jsonl"
 
 
 def settle() -> dt.timedelta:
@@ -125,9 +103,11 @@ def fill_overlap() -> dt.timedelta:
 class OrderDesk:
     """Writes, sends and looks up the orders of one account."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, spool: Spool | None = None) -> None:
         self.account = account
+        self.spool = spool if spool is not None else Spool(spool_path(account.bot))
         self.sent = 0
+        self._may_be_refused = True
 
     # --- writing
 
@@ -195,8 +175,43 @@ class OrderDesk:
         except ExchangeError as error:  # the port forbids it; if it happens, nobody knows what became of the order
             outcome = Unknown(f"{type(error).__name__}: {error}")
         self.sent += 1
-        self.apply_outcome(order, outcome)
+        try:
+            self.apply_outcome(order, outcome)
+        except DatabaseError:
+            self.spool.keep(order.client_order_id or "", outcome)  # the only moment at which it could be lost (F29)
+            raise
         return order
+
+    def send_all(self, orders: Iterable[Order]) -> None:
+        """Send one after the other; behind a refusal that is about the account, entries are not sent any more (F39)."""
+        refused = ""
+        for order in orders:
+            if refused and not order.reduce_only:
+                move(order, OrderState.NOT_PLACED, reason=f"NOT_SENT: refused={refused} | {order.reason}"[:300])
+                continue
+            self.send(order)
+            if order.state == OrderState.REJECTED and (code := refusals.code_of(order)) in refusals.ACCOUNT_CODES:
+                refused = code
+
+    def write_spooled(self) -> int:
+        """Write the answers that the database could not take, and say so; returns how many orders they moved.
+
+        Raises DatabaseError when it still cannot: until then nothing new is decided, and the exchange's stops protect.
+        """
+        kept = self.spool.kept()
+        waiting = Order.objects.filter(bot=self.account.bot, client_order_id__in=kept, state=OrderState.SENDING)
+        moved = 0
+        for order in waiting.order_by("id"):
+            self.apply_outcome(order, kept[order.client_order_id or ""])
+            moved += 1
+        alerts.raise_alert(
+            f"database:{self.account.bot.name}:{min(kept)}",
+            f"{self.account.bot.name}: the database could not be written after {len(kept)} orders were sent; it can "
+            f"again. {moved} answers came from memory or {self.spool.path}. Look at the disk and at the database.",
+            Severity.CRITICAL,
+        )
+        self.spool.clear()
+        return moved
 
     def _request(self, order: Order, *, time_ms: int) -> OrderRequest:
         return OrderRequest(
@@ -215,6 +230,9 @@ class OrderDesk:
     def apply_outcome(self, order: Order, outcome: PlaceOutcome) -> None:
         """Turn the venue's answer to a place into the order's state."""
         if isinstance(outcome, Ack):
+            if self._may_be_refused:
+                self._may_be_refused = False
+                alerts.resolve_alert(self._refused_alert)
             if outcome.order.client_order_id == order.client_order_id:
                 self.apply_evidence(order, outcome.order)
             else:
@@ -227,11 +245,23 @@ class OrderDesk:
                 why = reason("REJECTED", code=outcome.code, detail=outcome.reason)
                 move(order, OrderState.REJECTED, reason=f"{why} | {order.reason}"[:300])
                 self._journal(order, f"rejected: {why}", Severity.WARNING)
+                if outcome.code in refusals.ACCOUNT_CODES:
+                    self._may_be_refused = True
+                    alerts.raise_alert(
+                        self._refused_alert,
+                        f"{self.account.bot.name}: the exchange refuses orders of this account ({why}). No entries for "
+                        "an hour; stops stay. Check the key, its rights and addresses, and the host's clock.",
+                        Severity.CRITICAL,
+                    )
         elif isinstance(outcome, Throttled):
             # Refused before matching, but that must be seen before a new order may be sent.
             self._to_unknown(order, "THROTTLED", quiet=True, look_at=from_ms(outcome.retry_at_ms))
         else:
             self._to_unknown(order, reason("UNKNOWN", detail=outcome.detail))
+
+    @property
+    def _refused_alert(self) -> str:
+        return f"account_refused:{self.account.bot.name}"
 
     # --- evidence
 
@@ -289,6 +319,18 @@ class OrderDesk:
         """Tell whether the trade history knows the order: some venues forget orders sooner than trades."""
         fills = self.account.venue.fills_since(to_ms(sent_at - fill_overlap()))
         return any(fill.client_order_id == order.client_order_id for fill in fills)
+
+    def gone(self, order: Order, *, looks: int) -> None:
+        """Give up an open order that the venue shows nowhere any more; evidence of it is accepted at any time."""
+        symbol = self.account.code_of(order.symbol_id)
+        why = reason("GONE", looks=looks, was=order.state)
+        move(order, OrderState.MISSING, reason=f"{why} | {order.reason}"[:300])
+        self._journal(order, f"not at the exchange any more: {why}", Severity.WARNING)
+        alerts.raise_alert(
+            f"order_missing:{order.client_order_id}",
+            f"{symbol}: order {order} ({order.purpose}) was open and the exchange does not show it any more.",
+            Severity.WARNING,
+        )
 
     def _look_again(self, order: Order) -> None:
         order.lookups += 1

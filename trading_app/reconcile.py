@@ -19,8 +19,9 @@ from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from trading_app.choices import FillKind, OrderState, RiskKind
+from trading_app.client_ids import account_prefix
 from trading_app.models import Bot, Fill, Order, Position
-from trading_app.orders import OrderDesk, account_prefix, fill_overlap, move
+from trading_app.orders import OrderDesk, fill_overlap, move
 from trading_app.positions import AppliedFills, apply_fills, fold_position
 from trading_app.protection import adopt_stop_price, open_positions, protect
 from trading_app.services import record_risk
@@ -73,6 +74,7 @@ class Reconciler:
         self._drift: dict[str, tuple[Decimal, int]] = {}
         self._reported: set[str] = set()
         self._recorded: set[str] = set()
+        self._missing: dict[str, int] = {}
 
     @property
     def bot(self) -> Bot:
@@ -162,10 +164,28 @@ class Reconciler:
             if picture is None:  # it is open here and not there: ask for the order itself
                 symbol = self.desk.account.code_of(order.symbol_id)
                 picture = self.desk.account.venue.order_by_client_id(symbol, client_id)
+                if picture is None:
+                    done.orders += self._nowhere(order)
+                    continue
+            self._missing.pop(client_id, None)
             if picture is not None and picture.client_order_id == client_id:
                 done.orders += self.desk.apply_evidence(order, picture)
         for client_id in seen.keys() - ours.keys():
             self._foreign_order(seen[client_id], done)
+
+    def _nowhere(self, order: Order) -> bool:
+        """Count a look that found an open order nowhere; returns whether it was one too many.
+
+        One absence proves nothing. A stop that nobody can find protects nobody: once it is MISSING, another one is
+        placed (I18).
+        """
+        client_id = order.client_order_id or ""
+        looks = self._missing[client_id] = self._missing.get(client_id, 0) + 1
+        if looks < MAX_DRIFT_LOOKS:
+            return False
+        del self._missing[client_id]
+        self.desk.gone(order, looks=looks)
+        return True
 
     def _foreign_order(self, order: VenueOrder, done: Reconciled) -> None:
         done.foreign_orders.append(order.client_order_id or order.venue_order_id)
@@ -220,6 +240,11 @@ class Reconciler:
     def drifting(self) -> frozenset[str]:
         """Symbols whose position differs from the exchange's: no entry there."""
         return frozenset(self._drift)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a difference is being watched, so that the next look should be soon."""
+        return bool(self._drift or self._missing)
 
     def _venue_wins(
         self, symbol: str, seen: VenuePosition | None, position: Position | None, difference: Decimal

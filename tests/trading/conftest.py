@@ -40,6 +40,7 @@ def _places(settings: Any, tmp_path: Path) -> Iterator[None]:
     settings.ARTIFACTS_DIR = tmp_path / "artifacts"
     settings.CANDLES_DIR = tmp_path / "candles"
     settings.LEDGER_DIR = tmp_path / "ledger"
+    settings.DATA_DIR = tmp_path  # the spool's place
     settings.EXCHANGE, settings.EXCHANGE_MARKET, settings.TIMEFRAME = "simulated", MARKET, "1h"
     settings.TRAINING_MODE, settings.SYMBOL_ENCODING, settings.PRIMARY_SIGNAL = "multi_symbol", "index", "trend"
     market.reset()

@@ -15,8 +15,8 @@ from tests.trading import venues
 from tests.trading.conftest import HOUR, World
 from trading_app.bot import BotRunner
 from trading_app.choices import OrderPurpose, OrderState
+from trading_app.client_ids import account_prefix
 from trading_app.models import Bot, Decision, Fill, Order, Position, RiskEvent
-from trading_app.orders import account_prefix
 from trading_app.positions import apply_fills
 from trading_app.protection import close_position, protect
 
@@ -38,6 +38,10 @@ def place(world: World, symbol: str, side: str, quantity: str, *, client_id: str
         OrderRequest(client_id, symbol, side, Decimal(quantity), time_ms=world.data.now_ms(), **changes)  # type: ignore[arg-type]
     )
     assert type(outcome).__name__ == "Ack", outcome
+
+
+def kinds_at_the_exchange(world: World, position: Position) -> list[str]:
+    return sorted(order.kind for order in world.matching.open_orders(position.symbol.code))
 
 
 def minutes(world: World, runner: BotRunner, count: int) -> None:
@@ -96,9 +100,10 @@ def test_i18_every_open_position_has_a_live_stop_of_its_size_after_every_pass(wo
         world.pass_bars(runner, 1)
         there = {order.client_order_id: order for order in world.matching.open_orders()}
         for position in Position.objects.open():
-            stops = Order.objects.filter(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED)
-            assert [there[stop.client_order_id or ""].quantity for stop in stops] == [abs(position.quantity)]
-        assert len(there) == Position.objects.open().count(), "no stop outlives its position"
+            for purpose in (OrderPurpose.STOP, OrderPurpose.TARGET):
+                resting = Order.objects.filter(position=position, purpose=purpose, state=OrderState.ACKED)
+                assert [there[order.client_order_id or ""].quantity for order in resting] == [abs(position.quantity)]
+        assert len(there) == 2 * Position.objects.open().count(), "neither stop nor target outlives its position"
 
 
 def test_f18_a_position_whose_stops_are_refused_is_closed_by_market_at_once(world: World) -> None:
@@ -124,7 +129,7 @@ def test_a_stop_whose_answer_was_lost_is_found_and_not_doubled(world: World) -> 
     position.refresh_from_db()
     stops = Order.objects.filter(position=position, purpose=OrderPurpose.STOP)
     assert [stop.state for stop in stops] == [OrderState.ACKED]
-    assert len([order for order in world.matching.open_orders() if order.symbol == position.symbol.code]) == 1
+    assert kinds_at_the_exchange(world, position) == ["limit", "stop_market"]
 
 
 def test_a_stop_that_somebody_cancelled_is_placed_again(world: World) -> None:
@@ -139,6 +144,8 @@ def test_a_stop_that_somebody_cancelled_is_placed_again(world: World) -> None:
 
 def test_f19_a_stop_that_filled_while_the_bot_was_down_closes_the_position_at_its_start(world: World) -> None:
     runner, position = enter(world)
+    target = Order.objects.get(position=position, purpose=OrderPurpose.TARGET)
+    world.matching.cancel(position.symbol.code, target.client_order_id or "")  # it would be the first to be reached
     runner.release()
     for _ in range(200):
         world.sim.advance(HOUR)
