@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchanges.simulated.market import SimulatedMarket
 from quant import samples
-from quant.candles import Candles
 from quant.features import FeatureState, replay
 from quant.label_spec import LabelSpec
 from quant.model import META_FILE, MODEL_FILE, MetaModel
@@ -24,6 +22,7 @@ from quant.reasons import code_of
 from quant.regime import RegimeSpec
 from quant.timeframes import DAY_MS, HOUR_MS
 from tests.quant.feature_worlds import mixed
+from tradingsite.nullmarket.worlds import simulated_panel
 
 START = 1_600_000_000_000 // DAY_MS * DAY_MS
 SMALL = TrainingSpec.small()
@@ -53,18 +52,7 @@ def random_walk(n_symbols: int, days: int, seed: int) -> Panel:
 
 
 def simulated(n_symbols: int, days: int, seed: int, *, learnable: bool) -> Panel:
-    now = START + 2_000 * DAY_MS
-    market = SimulatedMarket(seed=seed, now_ms=lambda: now, symbols=n_symbols, specials=False, learnable=learnable)
-    candles, funding = {}, {}
-    for instrument in market.instruments():
-        parts, since = [], now - days * DAY_MS
-        while len(page := market.candles(instrument.symbol, "1h", since, market.page_limit)):
-            parts.append(page)
-            since = int(page.open_time[-1]) + HOUR_MS
-        candles[instrument.symbol] = Candles.concat(parts) if parts else Candles.empty()
-        rates = market.funding(instrument.symbol, now - days * DAY_MS, 10_000)
-        funding[instrument.symbol] = (np.array([r.time_ms for r in rates]), np.array([r.rate for r in rates]))
-    return Panel.from_candles(candles, HOUR_MS, funding=funding)
+    return simulated_panel(symbols=n_symbols, days=days, seed=seed, learnable=learnable)
 
 
 def run(panel: Panel, spec: TrainingSpec = SMALL, champion: MetaModel | None = None) -> TrainingResult:
