@@ -10,18 +10,18 @@ from decimal import Decimal
 
 from django.conf import settings
 
-from exchanges.factory import ExchangeConfig, ExchangeKind
+from exchanges.factory import ExchangeConfig, ExchangeKind, ccxt_id_of, ccxt_options
 from exchanges.factory import market_data as open_market_data
 from exchanges.port import MarketData
 from marketdata.bucket import Bucket
 from marketdata.store import CandleStore
 from ops_app import clock
 
-KINDS: dict[str, ExchangeKind] = {"simulated": "simulated", "replay": "replay", "paper": "ccxt"}
+KINDS: dict[str, ExchangeKind] = {"simulated": "simulated", "replay": "replay", "paper": "ccxt", "live": "ccxt"}
 
 
 def exchange_config() -> ExchangeConfig:
-    """Return what the settings say about the exchange, without an account's ledger: whoever trades adds that."""
+    """Return what the settings say about the exchange. Ledger and keys are added by whoever trades."""
     return ExchangeConfig(
         kind=KINDS[settings.EXCHANGE],
         market=settings.EXCHANGE_MARKET,
@@ -29,7 +29,8 @@ def exchange_config() -> ExchangeConfig:
         seed=settings.SIM_SEED,
         learnable=settings.SIM_LEARNABLE,
         symbols=settings.SIM_SYMBOLS,
-        ccxt_id=settings.EXCHANGE_MARKET,
+        ccxt_id=ccxt_id_of(settings.EXCHANGE_MARKET),
+        ccxt_options=ccxt_options(url=settings.EXCHANGE_URL, sandbox=settings.EXCHANGE_SANDBOX),
         initial_balance=Decimal(str(settings.INITIAL_BALANCE)),
     )
 

@@ -279,10 +279,15 @@ async def _make(
     }
     if keys is not None:
         settings |= {"apiKey": keys.api_key, "secret": keys.secret, "password": keys.passphrase}
-    for key, value in options.items():
+    given = dict(options)
+    sandbox = bool(given.pop("sandbox", False))
+    for key, value in given.items():
         merges = isinstance(value, Mapping) and isinstance(settings.get(key), dict)
         settings[key] = {**settings[key], **value} if merges else value  # type: ignore[dict-item]  # both are mappings here
-    return getattr(ccxt, exchange_id)(settings)
+    client = getattr(ccxt, exchange_id)(settings)
+    if sandbox:
+        client.set_sandbox_mode(True)  # replaces the urls
+    return client
 
 
 def _prepare(client: Any, clock: ExchangeClock) -> None:

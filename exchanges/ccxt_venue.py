@@ -59,7 +59,7 @@ class CcxtVenue:
         options: Mapping[str, object] | None = None,
         receive_window_ms: int | None = None,
         margin_mode: str = "",
-        notify: Notify = lambda _key, _text: None,
+        notify: Notify | None = None,
     ) -> None:
         if not rules.proven:
             raise ConfigurationError(
@@ -72,7 +72,7 @@ class CcxtVenue:
         self._currency = currency
         self._window_ms = receive_window_ms
         self._margin_mode = margin_mode
-        self._notify = notify
+        self.notify = notify
         self.link = CcxtLink(
             exchange_id=rules.ccxt_id,
             is_spot=False,
@@ -327,7 +327,9 @@ class _Told:
     def __exit__(self, *_: object) -> None:
         for link in (self._venue.data.link, self._venue.link):
             while link.notices:
-                self._venue._notify(*link.notices.popitem())
+                key, text = link.notices.popitem()
+                if self._venue.notify is not None:
+                    self._venue.notify(key, text)
 
 
 def order_parameters(request: OrderRequest, instrument: Instrument, rules: VenueRules) -> dict[str, Any]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exchanges.errors import ConfigurationError
+from exchanges.keys import Keys
 from exchanges.port import MarketData, Venue
 
+if TYPE_CHECKING:
+    from exchanges.ccxt_venue import CcxtVenue
+
+Notify = Callable[[str, str], None]
 ExchangeKind = Literal["simulated", "replay", "ccxt"]
 KINDS: tuple[str, ...] = ("simulated", "replay", "ccxt")
 IN_MEMORY = ":memory:"
+_MARKET_KINDS = ("_linear", "_spot")
+_URL_NAMES = ("public", "private", "spot", "futures", "v2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +30,7 @@ class ExchangeConfig:
     `market` is the archive's folder (replay), `simulated`, or a free name for ccxt data (`bybit_linear`).
     `ledger_path` is the account's SQLite file, or ":memory:" for an account that lives as long as its venue.
     `receive_window_ms` (market time): requests that are older are refused; None accepts any age.
+    `keys` and `margin_mode` ("cross", "isolated", "" leaves it) belong to a real account (`live_venue`).
     """
 
     kind: ExchangeKind = "simulated"
@@ -38,6 +46,26 @@ class ExchangeConfig:
     initial_balance: Decimal = Decimal(10_000)
     account: str = "main"
     receive_window_ms: int | None = None
+    keys: Keys | None = field(default=None, repr=False)
+    margin_mode: str = ""
+
+
+def ccxt_id_of(market: str) -> str:
+    """Return ccxt's id of the exchange in a market key: `bybit`, `bybit_linear` and `bybit_spot` are all bybit."""
+    for suffix in _MARKET_KINDS:
+        if market.endswith(suffix):
+            return market.removesuffix(suffix)
+    return market
+
+
+def ccxt_options(*, url: str = "", sandbox: bool = False) -> dict[str, object]:
+    """Return ccxt's options for an exchange at another address, or for its test net."""
+    options: dict[str, object] = {}
+    if url:
+        options["urls"] = {"api": dict.fromkeys(_URL_NAMES, url)}
+    if sandbox:
+        options["sandbox"] = True
+    return options
 
 
 def market_data(config: ExchangeConfig, now_ms: Callable[[], int]) -> MarketData:
@@ -84,4 +112,42 @@ def venue(config: ExchangeConfig, now_ms: Callable[[], int], *, data: MarketData
         account=config.account,
         initial_balance=config.initial_balance,
         receive_window_ms=config.receive_window_ms,
+    )
+
+
+def live_venue(
+    config: ExchangeConfig, now_ms: Callable[[], int], *, data: MarketData | None = None, notify: Notify | None = None
+) -> CcxtVenue:
+    """Open a real account. `notify(key, text)` is called for what a person must know (a refused key, a wrong clock).
+
+    Raises ConfigurationError without keys, for an exchange that was not proven, and for a spot market. Nothing is
+    asked of the exchange yet: see `CcxtVenue.verify`.
+    """
+    from exchanges.ccxt_data import CcxtMarketData
+    from exchanges.ccxt_rules import rules_of
+    from exchanges.ccxt_venue import CcxtVenue
+
+    rules = rules_of(config.ccxt_id)
+    if rules is None or not rules.proven:
+        raise ConfigurationError(
+            f"EXCHANGE_MARKET={config.market!r} cannot be traded live: only bybit was proven against a loopback "
+            "exchange. Use EXCHANGE=paper for another one."
+        )
+    if config.market.endswith("spot"):
+        raise ConfigurationError(f"EXCHANGE_MARKET={config.market!r}: only perpetuals are traded live; write bybit")
+    if config.keys is None:
+        raise ConfigurationError("a live account needs keys: set API_KEY_FILE and API_SECRET_FILE")
+    if not isinstance(data, CcxtMarketData):
+        opened = market_data(config, now_ms)
+        assert isinstance(opened, CcxtMarketData)  # noqa: S101 - for the type checker: the kind is ccxt
+        data = opened
+    return CcxtVenue(
+        data=data,
+        rules=rules,
+        keys=config.keys,
+        now_ms=now_ms,
+        options=config.ccxt_options,
+        receive_window_ms=config.receive_window_ms,
+        margin_mode=config.margin_mode,
+        notify=notify,
     )

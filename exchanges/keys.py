@@ -36,15 +36,19 @@ class Secret:
         raise TypeError(f"{self.name} is a secret: it goes into no queue and no file")
 
 
+def require_private(name: str, path: Path) -> None:
+    """Raise ConfigurationError if anybody but the owner may read or change the file that holds `name`."""
+    mode = path.stat().st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigurationError(
+            f"{name} is in {path}, which others may read or change (mode {stat.S_IMODE(mode):o}). Run: chmod 600 {path}"
+        )
+
+
 def read_private_file(name: str, path: Path) -> str:
     """Return the file's text without white space around it. Raises ConfigurationError if others may read it."""
     try:
-        mode = path.stat().st_mode
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationError(
-                f"{name}_FILE={path}: others may read or change this file (mode {stat.S_IMODE(mode):o}). "
-                f"Run: chmod 600 {path}"
-            )
+        require_private(name, path)
         return path.read_text().strip()
     except OSError as error:
         raise ConfigurationError(
@@ -59,6 +63,14 @@ class Keys:
     api_key: str
     secret: str
     passphrase: str = ""
+
+    def __post_init__(self) -> None:
+        missing = [name for name, value in (("API_KEY", self.api_key), ("API_SECRET", self.secret)) if not value]
+        if missing:
+            raise ConfigurationError(
+                f"{' and '.join(missing)}: not set, and EXCHANGE=live needs the keys of an account. Put each into a "
+                f"file that only its owner can read (chmod 600) and name it: {missing[0]}_FILE=/path/to/it"
+            )
 
     def __repr__(self) -> str:
         return f"Keys({HIDDEN})"

@@ -118,7 +118,7 @@ def host_clock() -> Finding:
 def market_clock() -> Finding:
     row = MarketClock.objects.first()
     if row is None:
-        if settings.EXCHANGE == "paper":
+        if settings.EXCHANGE in ("paper", "live"):
             return ok("market time is real time")
         return problem("there is no market clock", f"Run: {guards.SETUP}")
     if row.market != settings.EXCHANGE_MARKET:

@@ -49,7 +49,7 @@ def ensure() -> str:
             f"{settings.EXCHANGE_MARKET} ({wanted_source()}). Use another DATA_DIR (or DATABASE_URL) for the new "
             "market, or set EXCHANGE, EXCHANGE_MARKET, REPLAY_FROM, SIM_SEED and SIM_LEARNABLE back."
         )
-    if settings.EXCHANGE == "paper":
+    if settings.EXCHANGE in ("paper", "live"):
         return ""  # market time is real time: no row
     real = clock.real_now()
     if row is None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field, replace
 
+import structlog
 from django.conf import settings
 
 from coverage_app.market import exchange_config
 from coverage_app.models import Symbol
+from exchanges.errors import ConfigurationError, ExchangeError
+from exchanges.factory import live_venue
 from exchanges.factory import venue as make_venue
+from exchanges.keys import Keys, Secret
 from exchanges.port import Instrument, MarketData, Venue
-from ops_app import clock
+from ops_app import alerts, clock
+from ops_app.choices import Severity
 from ops_app.leases import LeaseToken
 from ops_app.prepared import Prepared
+from trading_app.choices import BotMode
 from trading_app.models import Bot
+
+log = structlog.get_logger(__name__)
 
 RECEIVE_WINDOW = dt.timedelta(seconds=5)
 """Real time. The venue refuses an older request: what a frozen process sends after waking is not accepted (B4)."""
@@ -51,12 +59,52 @@ def ledger_name(account: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in account) + ".sqlite3"
 
 
+def receive_window_ms() -> int:
+    """Return RECEIVE_WINDOW in market time, which the requests bear."""
+    return round(RECEIVE_WINDOW.total_seconds() * 1000 * clock.speed())
+
+
 def open_venue(bot: Bot, data: MarketData) -> Venue:
-    """Return the account of `bot`, matched against `data`, with its ledger in a file that survives a kill."""
+    """Return the account of `bot`: a real one, or one matched against `data` whose ledger survives a kill.
+
+    Raises ConfigurationError for a real account that must not be traded.
+    """
+    if bot.mode == BotMode.LIVE:
+        return _open_live(bot, data)
     settings.LEDGER_DIR.mkdir(parents=True, exist_ok=True)
     ledger = settings.LEDGER_DIR / ledger_name(bot.account)
     config = replace(
         exchange_config(), market=bot.market, ledger_path=ledger, account=bot.account,
-        receive_window_ms=round(RECEIVE_WINDOW.total_seconds() * 1000 * clock.speed()),  # requests bear market time
+        receive_window_ms=receive_window_ms(),
     )  # fmt: skip
     return make_venue(config, clock.market_now_ms, data=data)
+
+
+def read_keys() -> Keys:
+    """Read the keys of the live account: only here, in the process that trades. Raises ConfigurationError."""
+    values = (settings.API_KEY, settings.API_SECRET, settings.API_PASSPHRASE)
+    return Keys(*(value.read() if isinstance(value, Secret) else value for value in values))
+
+
+def _open_live(bot: Bot, data: MarketData) -> Venue:
+    if settings.EXCHANGE != "live" or bot.name != settings.LIVE_TRADING_CONFIRM:
+        raise ConfigurationError(
+            f"bot {bot.name!r} would send real orders: that needs EXCHANGE=live and LIVE_TRADING_CONFIRM={bot.name}, "
+            f"but they are EXCHANGE={settings.EXCHANGE} and LIVE_TRADING_CONFIRM={settings.LIVE_TRADING_CONFIRM}"
+        )
+    config = replace(
+        exchange_config(), market=bot.market, keys=read_keys(), margin_mode=settings.MARGIN_MODE,
+        receive_window_ms=receive_window_ms(),
+    )  # fmt: skip
+
+    def notify(key: str, text: str) -> None:
+        alerts.raise_alert(f"account:{bot.name}:{key}", f"{bot.name}: {text}", Severity.CRITICAL)
+
+    venue = live_venue(config, clock.market_now_ms, data=data, notify=notify)
+    try:
+        venue.verify()
+    except ConfigurationError:
+        raise
+    except ExchangeError as error:  # it does not answer now: the account is looked at before its first use
+        log.warning("account_not_verified_yet", account=bot.account, error=str(error))
+    return venue

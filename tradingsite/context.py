@@ -7,7 +7,12 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest
 
-LABELS = {"simulated": "Simulated market", "replay": "Replay of real candles", "paper": "Paper trading"}
+LABELS = {
+    "simulated": "Simulated market",
+    "replay": "Replay of real candles",
+    "paper": "Paper trading",
+    "live": "Live: real orders",
+}
 
 
 def site(_request: HttpRequest) -> dict[str, Any]:
@@ -20,4 +25,4 @@ def site(_request: HttpRequest) -> dict[str, Any]:
 
 def environment_badge(_request: HttpRequest) -> list[str]:
     """Return unfold's badge: what kind of market the numbers on the page come from."""
-    return [LABELS[settings.EXCHANGE], "warning"]
+    return [LABELS[settings.EXCHANGE], "danger" if settings.EXCHANGE == "live" else "warning"]

@@ -1,8 +1,8 @@
 """Every setting that a person may change: one declarative table, validated in one place.
 
 A value comes from the environment, from `NAME_FILE` (a path to a file that holds it: for secrets), or from `.env` in
-the project folder, in this order. An unknown name with one of our prefixes is an error, because a misspelt limit that
-is silently ignored costs money.
+the project folder, in this order. Keys of an account are read by the process that trades, and by no other. An unknown
+name with one of our prefixes is an error, because a misspelt limit that is silently ignored costs money.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from exchanges.keys import Secret, read_private_file, require_private
 from marketdata.places import parse_storage_url
 
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
@@ -26,13 +27,17 @@ FALSE_WORDS = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True)
 class Option:
-    """A setting: `parse` turns its text into a value or raises ValueError with the rule."""
+    """A setting: `parse` turns its text into a value or raises ValueError with the rule.
+
+    A `late` one is a secret that stays where it is until somebody reads it: its value is a `Secret`, or the default.
+    """
 
     name: str
     default: Any
     parse: Callable[[str], Any]
     help: str
     secret: bool = False
+    late: bool = False
 
 
 def text(raw: str) -> str:
@@ -95,6 +100,16 @@ def storage_url(raw: str) -> str:
     return raw.strip()
 
 
+def base_url(raw: str) -> str:
+    value = raw.strip().rstrip("/")
+    found = re.fullmatch(r"(https?)://([^\s/@:]+)(:\d+)?", value)
+    if not found:
+        raise ValueError("must be like http://127.0.0.1:8765, without a path")
+    if found[1] == "http" and found[2] not in ("127.0.0.1", "localhost"):
+        raise ValueError("must be https:// unless it is this machine")
+    return value
+
+
 def dask_scheduler(raw: str) -> str:
     value = raw.strip()
     if not re.fullmatch(r"(tcp|tls)://[^\s/@]+:\d+", value):
@@ -141,8 +156,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("BACKUP_KEEP", 7, integer(1, 1000), "How many backups of the job stay."),
     Option("RETENTION_DAYS", 730, integer(30, 10_000), "Days (market time) that decisions and their reasons stay."),
     # --- the exchange and its time
-    Option("EXCHANGE", "simulated", choice("simulated", "replay", "paper"), "Where candles and fills come from."),
-    Option("EXCHANGE_MARKET", "", text, "Market key: a folder of the archive (replay) or a ccxt id (paper)."),
+    Option(
+        "EXCHANGE",
+        "simulated",
+        choice("simulated", "replay", "paper", "live"),
+        "Where candles and fills come from. `live` sends real orders (docs/live.md).",
+    ),
+    Option("EXCHANGE_MARKET", "", text, "Market key: an archive's folder (replay), a ccxt id (paper), bybit (live)."),
+    Option("EXCHANGE_SANDBOX", False, boolean, "Use the exchange's test net, with its own keys (paper, live)."),
+    Option("EXCHANGE_URL", "", base_url, "For tests: address of a loopback exchange instead of the real one."),
+    Option("LIVE_TRADING_CONFIRM", "", text, "Name of the bot (BOT_NAME) that may send real orders; empty: none may."),
+    Option("MARGIN_MODE", "", choice("cross", "isolated"), "Margin mode of the live account; empty: left as it is."),
+    Option("API_KEY", "", text, "Key of the live account; best as API_KEY_FILE, a file of mode 600.", True, True),
+    Option("API_SECRET", "", text, "Its secret; best as API_SECRET_FILE.", True, True),
+    Option("API_PASSPHRASE", "", text, "Its passphrase, for exchanges that want one.", True, True),
     Option("CANDLE_ARCHIVE", "", text, "Folder of Parquet candles for EXCHANGE=replay."),
     Option("REPLAY_FROM", "", day, "UTC date at which the replay's clock starts."),
     Option("REPLAY_SPEED", 60.0, number(1, 100_000), "Seconds of market time per real second in a replay."),
@@ -180,6 +207,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("TRAIN_TREES", 300, integer(5, 10_000), "Most trees of a model."),
     Option("TRAIN_THREADS", 0, integer(0, 256), "Threads of a training; 0: this host's cores / TRAINING_WORKERS."),
     Option(
+        "TRAIN_TUNING_TRIALS",
+        0,
+        integer(0, 1000),
+        "Sets of hyper-parameters that a training tries first, by optuna (requirements-tuning.txt); 0: none.",
+    ),
+    Option(
         "TRAIN_DASK_SCHEDULER",
         "",
         dask_scheduler,
@@ -202,7 +235,7 @@ OPTIONS: tuple[Option, ...] = (
 BY_NAME = {option.name: option for option in OPTIONS}
 PREFIXES = (
     "BACKUP_", "BOT_", "CANDLE_ARCHIVE", "EVALUATION_", "EXCHANGE", "HISTORY_", "MODEL_", "HOST_CORES", "HOST_MEMORY",
-    "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RETENTION_",
+    "LIVE_TRADING", "MARGIN_MODE", "PRIMARY_SIGNAL", "QUEUE_WORKERS", "REPLAY_", "RETENTION_",
     "RISK_", "SIM_", "STORAGE_", "SYMBOL_ENCODING", "TRAIN_", "TRAINING_", "UNIVERSE_",
 )  # fmt: skip
 RETIRED_HINT = "see `python3 run.py manage options`"
@@ -249,6 +282,9 @@ def load_options(*, environment: Mapping[str, str] = os.environ, env_file: Path 
         problems.append(f"{name} is not a setting: {hint}")
     values: dict[str, Any] = {}
     for option in OPTIONS:
+        if option.late:
+            values[option.name] = late_secret(option, environment, from_file, env_file) or option.default
+            continue
         raw = environment.get(option.name)
         path = environment.get(f"{option.name}_FILE", from_file.get(f"{option.name}_FILE"))
         if raw is None and path:
@@ -276,6 +312,26 @@ def load_options(*, environment: Mapping[str, str] = os.environ, env_file: Path 
     return values
 
 
+def late_secret(
+    option: Option, environment: Mapping[str, str], from_file: Mapping[str, str], env_file: Path | None
+) -> Secret | None:
+    """Return where a secret is, in the order of `load_options`, without reading it; None if it is nowhere."""
+    name = option.name
+    path = environment.get(f"{name}_FILE", from_file.get(f"{name}_FILE"))
+    if environment.get(name):
+        return Secret(name, lambda: environment[name].strip())
+    if path:
+        return Secret(name, lambda: read_private_file(name, Path(path)))
+    if env_file is not None and from_file.get(name):
+
+        def read() -> str:
+            require_private(name, env_file)
+            return parse_env_file(env_file)[name]
+
+        return Secret(name, read)
+    return None
+
+
 def cross_check(values: Mapping[str, Any]) -> list[str]:
     """Return the rules between settings that `values` break."""
     problems: list[str] = []
@@ -290,12 +346,18 @@ def cross_check(values: Mapping[str, Any]) -> list[str]:
             )
     if values["EXCHANGE"] == "paper" and not values["EXCHANGE_MARKET"]:
         problems.append("EXCHANGE_MARKET is empty: EXCHANGE=paper needs a ccxt exchange id like bybit.")
+    problems += check_live(values)
     if values["UNIVERSE_MODE"] == "fixed" and not values["UNIVERSE_SYMBOLS"]:
         problems.append("UNIVERSE_SYMBOLS is empty: UNIVERSE_MODE=fixed needs codes like BTC/USDT:USDT.")
     if values["TRAIN_DASK_SCHEDULER"] and values["TRAINING_MODE"] == "single_symbol":
         problems.append(
             f"TRAIN_DASK_SCHEDULER={values['TRAIN_DASK_SCHEDULER']!r}: is for one large model; "
             "leave it empty with TRAINING_MODE=single_symbol, whose runs spread over the workers by themselves."
+        )
+    if values["TRAIN_DASK_SCHEDULER"] and values["TRAIN_TUNING_TRIALS"]:
+        problems.append(
+            f"TRAIN_TUNING_TRIALS={values['TRAIN_TUNING_TRIALS']}: must be 0 with TRAIN_DASK_SCHEDULER, whose trees "
+            "differ between clusters (a search would not be repeatable) and go on growing when a trial is cut off."
         )
     if values["MODEL_MAX_AGE_DAYS"] * 24 < values["TRAIN_INTERVAL_HOURS"]:
         problems.append(
@@ -307,4 +369,25 @@ def cross_check(values: Mapping[str, Any]) -> list[str]:
             f"HISTORY_MIN_DAYS={values['HISTORY_MIN_DAYS']}: must be at most "
             f"HISTORY_TARGET_DAYS={values['HISTORY_TARGET_DAYS']}, else no symbol is ever long enough."
         )
+    return problems
+
+
+def check_live(values: Mapping[str, Any]) -> list[str]:
+    """Return the rules of real accounts that `values` break. Nobody gets to one by a single setting."""
+    problems: list[str] = []
+    if values["EXCHANGE"] == "live":
+        if not values["EXCHANGE_MARKET"]:
+            problems.append("EXCHANGE_MARKET is empty: EXCHANGE=live needs the exchange, bybit.")
+        if values["LIVE_TRADING_CONFIRM"] != values["BOT_NAME"]:
+            problems.append(
+                f"LIVE_TRADING_CONFIRM={values['LIVE_TRADING_CONFIRM']!r}: EXCHANGE=live sends real orders. "
+                f"If you want that, set LIVE_TRADING_CONFIRM={values['BOT_NAME']}, the name of the bot (BOT_NAME)."
+            )
+    problems += [
+        f"{name}={values[name]!r}: is only for EXCHANGE=paper and EXCHANGE=live; leave it out."
+        for name in ("EXCHANGE_SANDBOX", "EXCHANGE_URL")
+        if values[name] and values["EXCHANGE"] not in ("paper", "live")
+    ]
+    if values["EXCHANGE_SANDBOX"] and values["EXCHANGE_URL"]:
+        problems.append("EXCHANGE_URL and EXCHANGE_SANDBOX name two exchanges: leave one of them out.")
     return problems

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from exchanges.errors import ConfigurationError
 from ops_app import guards, versions
 from ops_app.process import on_stop
 from trading_app import services, takeover
@@ -39,7 +40,10 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         from trading_app.bot import BotRunner, pass_interval  # numba and LightGBM: not for `--help`
 
-        runner = BotRunner(row)
+        try:
+            runner = BotRunner(row)
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
         stopping = False
         watch = versions.Watch()
 
