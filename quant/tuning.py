@@ -154,7 +154,7 @@ def tune(
     n_trials: int,
     seconds: float,
     now: Callable[[], float],
-    on_trial: Callable[[Trial], None],
+    on_trial: Callable[[Trial], object],
 ) -> Tuned:
     """Search around ``spec`` with ``n_trials`` trials, for at most ``seconds`` of the clock ``now`` (seconds).
 

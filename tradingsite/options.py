@@ -205,6 +205,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("TRAIN_LEASE_SECONDS", 60, integer(5, 3600), "Lease of a run; renewed while training makes progress (I6)."),
     Option("TRAIN_SEED", 1, integer(0, 2**31 - 1), "Seed of the training."),
     Option("TRAIN_TREES", 300, integer(5, 10_000), "Most trees of a model."),
+    Option(
+        "TRAIN_BLEND",
+        "none",
+        choice("none", "logistic"),
+        "What is blended with the trees, in log odds: nothing, or a logistic regression (its share is learnt too).",
+    ),
     Option("TRAIN_THREADS", 0, integer(0, 256), "Threads of a training; 0: this host's cores / TRAINING_WORKERS."),
     Option(
         "TRAIN_TUNING_TRIALS",

@@ -30,6 +30,7 @@ from training_app.models import (
     RunSymbol,
     TrainingRun,
     TrainingScope,
+    TuningTrial,
 )
 
 MOST_DRIFTED = 10
@@ -68,6 +69,11 @@ class RunSymbolInline(SymbolInline):
     fields = readonly_fields = ("symbol", "open", "verdict", "reason")
 
 
+class TuningTrialInline(ReadOnlyInline):
+    model = TuningTrial
+    fields = readonly_fields = ("number", "attempt", "state", "value", "sharpe", "seconds", "params")
+
+
 @admin.register(TrainingRun)
 class TrainingRunAdmin(TrainingAdmin):
     list_display = (
@@ -83,7 +89,7 @@ class TrainingRunAdmin(TrainingAdmin):
         ("data_start", "data_end", "data_hash"), ("created_at", "started_at", "finished_at"), "shown_log",
     )  # fmt: skip
     readonly_fields = ("waits_for", "shown_progress", "shown_log")
-    inlines = (RunSymbolInline,)
+    inlines = (TuningTrialInline, RunSymbolInline)
     actions = ("cancel",)
 
     @display(
@@ -129,12 +135,13 @@ class ModelArtifactAdmin(TrainingAdmin):
     search_fields = ("scope__key", "sha256")
     list_select_related = ("scope",)
     fields = (
-        ("scope", "version", "run"), "against", "gates_table", "drift_table", ("threshold", "score", "gates_passed"),
+        ("scope", "version", "run"), "against", "gates_table", "tuning", "drift_table",
+        ("threshold", "score", "gates_passed"),
         ("training_mode", "symbol_encoding", "timeframe", "signal"), ("schema_hash", "label_hash", "label_spec"),
         ("data_start", "data_end", "data_hash"), ("directory", "size", "sha256"), ("library_versions", "fencing_token"),
         ("retired_at", "retired_reason"), "integrity_error", "panel_symbols", "metrics",
     )  # fmt: skip
-    readonly_fields = ("gates_table", "drift_table", "against")
+    readonly_fields = ("gates_table", "tuning", "drift_table", "against")
     inlines = (ArtifactSymbolInline,)
     actions = ("activate",)
 
@@ -166,6 +173,10 @@ class ModelArtifactAdmin(TrainingAdmin):
         return format_html(
             "<table><tr><th>Gate</th><th>Value</th><th>Bound</th><th>Verdict</th><th>In words</th></tr>{}</table>", rows
         )
+
+    @display(description="Tuning")
+    def tuning(self, artifact: ModelArtifact) -> str:
+        return _tuning(artifact.metrics.get("tuning"))
 
     @display(description="Drift")
     def drift_table(self, artifact: ModelArtifact) -> SafeString:
@@ -234,6 +245,14 @@ class RunSymbolAdmin(ReadOnlyAdmin):
     list_select_related = ("run", "symbol")
 
 
+@admin.register(TuningTrial)
+class TuningTrialAdmin(ReadOnlyAdmin):
+    list_display = ("run", "attempt", "number", "state", "value", "sharpe", "seconds", "params")
+    list_filter = ("state",)
+    search_fields = ("run__scope__key",)
+    list_select_related = ("run",)
+
+
 @admin.register(ArtifactSymbol)
 class ArtifactSymbolAdmin(ReadOnlyAdmin):
     list_display = ("artifact", "symbol")
@@ -269,6 +288,20 @@ def _roll_back(row: ActiveModel, person: User) -> str:
     asked = activation.roll_back(slot=row.slot, user=person, reason="in the admin")
     return (
         f"{row.slot} goes back to {asked.artifact} and {row.artifact} is retired, as soon as a worker has verified it."
+    )
+
+
+def _tuning(found: dict[str, Any] | None) -> str:
+    """Return what a search for hyper-parameters chose and how far that may be trusted."""
+    if not found:
+        return "none: the usual parameters (TRAIN_TUNING_TRIALS=0)"
+    if found["best"] is None:
+        return f"none of {found['asked']} trials ended in time: the usual parameters"
+    chosen = ", ".join(f"{name}={_number(value)}" for name, value in found["params"].items())
+    doubt = "" if found["overfitting"] is None else f"; probability of overfitting {found['overfitting']:.2f}"
+    return (
+        f"trial {found['best']} of {found['trials']} (asked for {found['asked']}): {chosen}; out-of-fold score "
+        f"{_number(found['value'])}, {_number(found['default'])} with the usual parameters{doubt}"
     )
 
 

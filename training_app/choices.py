@@ -2,6 +2,7 @@
 
 from django.db import models
 
+from quant.tuning import TrialState as TrialOutcome
 from quant.watch import WatchFinding
 
 
@@ -12,6 +13,11 @@ class RunState(models.TextChoices):
     REJECTED = "rejected", "Refused by a gate"
     FAILED = "failed", "Failed"
     CANCELLED = "cancelled", "Cancelled"
+
+
+class TrialState(models.TextChoices):
+    COMPLETE = TrialOutcome.COMPLETE.value, "Complete"
+    OUT_OF_TIME = TrialOutcome.OUT_OF_TIME.value, "Cut off: the time was up"
 
 
 OPEN_STATES = frozenset({RunState.QUEUED, RunState.RUNNING})

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import sys
-from importlib import util
+from importlib import metadata, util
 
 from django.conf import settings
 
@@ -37,6 +37,20 @@ def lightgbm_loads() -> Finding:
         how = "brew install libomp" if sys.platform == "darwin" else "apt-get install libgomp1"
         return problem(f"lightgbm cannot be loaded: {error}", f"Install OpenMP: {how}")
     return ok(f"lightgbm {version}")
+
+
+@check("tuning")
+def tuning_is_possible() -> Finding:
+    """The search for hyper-parameters is an extra."""
+    trials = settings.TRAIN_TUNING_TRIALS
+    if trials == 0:
+        return ok("off (TRAIN_TUNING_TRIALS=0)")
+    if util.find_spec("optuna") is None:
+        return problem(
+            f"TRAIN_TUNING_TRIALS={trials}, and optuna is not installed",
+            "Install requirements-tuning.txt (`python3 run.py` does), or set 0.",
+        )
+    return ok(f"{trials} trials in each training, optuna {metadata.version('optuna')}")
 
 
 @check("active models", needs_tables=True)

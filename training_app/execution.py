@@ -30,6 +30,7 @@ from training_app.models import ActiveModel, ModelArtifact, TrainingRun
 if TYPE_CHECKING:
     from quant.model import MetaModel
     from quant.pipeline import Look, TrainingResult
+    from quant.tuning import Tuner
 
     Trainer = Callable[..., TrainingResult]
 
@@ -40,6 +41,11 @@ STALLED_LEASES, STALLED_SECONDS = 5, 300.0
 """A training that says nothing for this long is stuck: its heartbeats end, its lease expires, another takes the run."""
 MOST_LOOKS = 500
 """More than that many earlier models can hardly share a test window; reading stays bounded."""
+
+
+TUNING_SHARE = 0.4
+"""Of TRAIN_TIMEOUT_MINUTES, for the search of hyper-parameters. `train_run --drain` may begin a run at half of it, and
+the final model and its test need the rest."""
 
 
 class Stopped(Exception):  # noqa: N818 - it names what happened, like RunLost
@@ -186,6 +192,7 @@ def _train_and_publish(claim: services.Claim, run: TrainingRun, pulse: Pulse, tr
         champion=_champion(run),
         gate_bounds=policies.gate_bounds(),
         looks=_looks(run),
+        tuner=_tuner(claim),
     )
     pulse.report(1.0, "writing the artifact")
     written = artifacts.write_artifact(
@@ -216,6 +223,21 @@ def chosen_trainer() -> Trainer:
     from training_app.dask_engine import fit_over
 
     return functools.partial(train, fit=fit_over(settings.TRAIN_DASK_SCHEDULER))
+
+
+def _tuner(claim: services.Claim) -> Tuner | None:
+    """Return the search of TRAIN_TUNING_TRIALS trials, each of which becomes a row; None: none is wanted."""
+    if settings.TRAIN_TUNING_TRIALS == 0:
+        return None
+    from quant.tuning import tune
+
+    return functools.partial(
+        tune,
+        n_trials=settings.TRAIN_TUNING_TRIALS,
+        seconds=TUNING_SHARE * settings.TRAIN_TIMEOUT_MINUTES * 60,
+        now=clock.monotonic,
+        on_trial=functools.partial(services.record_trial, claim),
+    )
 
 
 def read_panel(claim: services.Claim, run: TrainingRun) -> Panel:

@@ -13,6 +13,7 @@ from training_app.choices import (
     ActivationState,
     RunState,
     RunTrigger,
+    TrialState,
     Verdict,
     WatchVerdict,
 )
@@ -133,6 +134,36 @@ class RunSymbol(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run_id} {self.symbol_id}"
+
+
+class TuningTrial(models.Model):
+    """A trial of a run's search for hyper-parameters (`quant.tuning`). Append-only.
+
+    Written while the writer's token was the run's present one. Those of the token of the run's artifact are the ones
+    that it was picked from; others belong to attempts that came to nothing.
+    """
+
+    run = models.ForeignKey(TrainingRun, on_delete=models.PROTECT, related_name="tuning_trials")
+    attempt = models.PositiveSmallIntegerField()
+    fencing_token = models.BigIntegerField()
+    number = models.PositiveSmallIntegerField(help_text="From 0, which has the usual parameters.")
+    params = models.JSONField(help_text="The parameters that were tried, by name.")
+    state = models.CharField(max_length=12, choices=TrialState)
+    value = models.FloatField(null=True, blank=True, help_text="Out-of-fold score, as that of an artifact.")
+    sharpe = models.FloatField(null=True, blank=True, help_text="Out-of-fold Sharpe ratio a day.")
+    seconds = models.FloatField(help_text="Real time that it took.")
+
+    class Meta:
+        ordering = ["-fencing_token", "number"]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "fencing_token", "number"], name="trial_once_per_token"),
+            models.CheckConstraint(
+                condition=~Q(state=TrialState.COMPLETE) | Q(value__isnull=False), name="complete_trial_has_value"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run_id} trial {self.number} {self.state}"
 
 
 class ModelArtifact(models.Model):

@@ -22,6 +22,7 @@ from training_app.models import (
     ModelWatch,
     RunSymbol,
     TrainingRun,
+    TuningTrial,
 )
 
 GOOD_MODELS = 3
@@ -115,6 +116,7 @@ def _empty_runs(cutoff: dt.datetime) -> QuerySet[TrainingRun]:
 
 def _delete_runs(ids: list[int]) -> None:
     RunSymbol.objects.filter(run__in=ids).delete()
+    TuningTrial.objects.filter(run__in=ids).delete()
     TrainingRun.objects.filter(pk__in=ids).delete()
     Event.objects.filter(subject__in=[f"run:{pk}" for pk in ids]).delete()
 

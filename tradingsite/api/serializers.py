@@ -8,7 +8,7 @@ from coverage_app.models import Block, Symbol, UniverseRefresh
 from ops_app.models import Alert, Event, Heartbeat
 from trading_app.choices import DesiredState
 from trading_app.models import Bot, Decision, EquityPoint, Fill, Order, Position, RiskEvent
-from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun
+from training_app.models import Activation, ActiveModel, ModelArtifact, RunSymbol, TrainingRun, TuningTrial
 
 
 class BlockSerializer(serializers.ModelSerializer[Block]):
@@ -71,6 +71,12 @@ class RunSymbolSerializer(serializers.ModelSerializer[RunSymbol]):
         fields = ["symbol", "symbol_code", "open", "verdict", "reason"]
 
 
+class TuningTrialSerializer(serializers.ModelSerializer[TuningTrial]):
+    class Meta:
+        model = TuningTrial
+        fields = ["number", "attempt", "fencing_token", "state", "params", "value", "sharpe", "seconds"]
+
+
 class RunSerializer(serializers.ModelSerializer[TrainingRun]):
     scope_key = serializers.CharField(source="scope.key", read_only=True)
 
@@ -85,9 +91,10 @@ class RunSerializer(serializers.ModelSerializer[TrainingRun]):
 
 class RunDetailSerializer(RunSerializer):
     run_symbols = RunSymbolSerializer(many=True, read_only=True)
+    tuning_trials = TuningTrialSerializer(many=True, read_only=True)
 
     class Meta(RunSerializer.Meta):
-        fields = [*RunSerializer.Meta.fields, "log", "run_symbols"]
+        fields = [*RunSerializer.Meta.fields, "log", "run_symbols", "tuning_trials"]
 
 
 class ArtifactSerializer(serializers.ModelSerializer[ModelArtifact]):

@@ -22,7 +22,7 @@ from training_app.selectors import open_runs
 
 
 class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
-    """Training runs, newest first, with progress, verdicts and log."""
+    """Training runs, newest first, with progress, verdicts, tuning trials and log."""
 
     queryset = TrainingRun.objects.select_related("scope").order_by("-id")
     filterset_fields = {"state": ["exact", "in"], "trigger": ["exact"], "scope__key": ["exact"]}
@@ -33,7 +33,7 @@ class RunViewSet(viewsets.ReadOnlyModelViewSet[TrainingRun]):
 
     def get_queryset(self) -> Any:
         rows = super().get_queryset()
-        return rows.prefetch_related("run_symbols__symbol") if self.action == "retrieve" else rows
+        return rows.prefetch_related("run_symbols__symbol", "tuning_trials") if self.action == "retrieve" else rows
 
     @extend_schema(request=None, responses=serializers.MessageSerializer)
     @action(detail=False, methods=["post"], url_path="start")

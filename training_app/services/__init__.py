@@ -14,6 +14,7 @@ from training_app.services.protocol import (
 )
 from training_app.services.publishing import draft_artifact, publish
 from training_app.services.requests import cancel, ensure_scope, request_run
+from training_app.services.tuning import record_trial
 
 __all__ = [
     "Claim",
@@ -29,6 +30,7 @@ __all__ = [
     "plan",
     "plan_waiting",
     "publish",
+    "record_trial",
     "release",
     "request_run",
     "sweep",
