@@ -1,5 +1,9 @@
 """Every open position has a live stop of its size at the exchange, or is being closed (I18). Nothing can pause this.
 
+A limit order rests beside the stop and takes the profit where the label did (`quant.labels`). Both are reduce-only, so
+when one has closed the position the other has nothing left, whoever comes first, and with no bot running. The stop is
+a must, the target is not: without one, the engine takes the profit at the close of a bar.
+
 Runs after every batch of fills and at every reconciliation. A position is *closing* from its first exit order on: what
 an exit left open (a partial fill, a refusal, an unknown outcome that proved empty) is closed by the next one.
 """
@@ -10,6 +14,7 @@ import datetime as dt
 from collections import defaultdict
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from ops_app import alerts, clock
 from ops_app.choices import Severity
@@ -19,6 +24,7 @@ from quant.reasons import reason
 from trading_app.choices import (
     IN_FLIGHT_ORDER_STATES,
     OPEN_ORDER_STATES,
+    RESTING_PURPOSES,
     OrderPurpose,
     OrderState,
     RiskKind,
@@ -29,6 +35,9 @@ from trading_app.services import record_risk
 
 MAX_STOP_ATTEMPTS = 2
 """Stops that a venue refuses before the position is closed by market instead (F18)."""
+MAX_TARGET_ATTEMPTS = 3
+"""Targets that a venue refuses before the position goes without one."""
+TARGET_BASE_MS, TARGET_CAP_MS = 60_000, 3_600_000
 EXIT_BASE_MS, EXIT_CAP_MS = 5_000, 300_000
 PATIENT_AFTER, PATIENT_CAP_MS = 20, 3_600_000
 """More than an hour of refusals is a suspension, not a hiccup: it may last weeks, and every try leaves a row."""
@@ -41,28 +50,30 @@ _of_open_positions = Prepared(
         .order_by("id")
     )
 )
-_open_stops = Prepared(
-    lambda bot: Order.objects.filter(bot=bot, state__in=OPEN_ORDER_STATES, purpose=OrderPurpose.STOP).order_by("id")
+_resting = Prepared(
+    lambda bot: Order.objects.filter(bot=bot, state__in=OPEN_ORDER_STATES, purpose__in=RESTING_PURPOSES).order_by("id")
 )
+LIVE = (OrderState.ACKED, OrderState.PARTIALLY_FILLED)
 FAILED = (OrderState.REJECTED, OrderState.NOT_PLACED)
 
 
 @dataclass(slots=True)
 class Protected:
-    """What was done: stops placed and cancelled, exits sent, positions that have neither yet."""
+    """What was done: stops and targets placed, either cancelled, exits sent, positions without stop and exit yet."""
 
     stops_placed: int = 0
-    stops_cancelled: int = 0
+    targets_placed: int = 0
+    cancelled: int = 0
     exits: int = 0
     unprotected: int = 0
 
     @property
     def changes(self) -> int:
-        return self.stops_placed + self.stops_cancelled + self.exits
+        return self.stops_placed + self.targets_placed + self.cancelled + self.exits
 
 
 def protect(desk: OrderDesk) -> Protected:
-    """Bring stops and exits in line with the positions: three queries when nothing is to be done."""
+    """Bring stops, targets and exits in line with the positions: three queries when nothing is to be done."""
     done = Protected()
     bot = desk.account.bot
     positions: list[Position] = open_positions.objects(bot.pk)
@@ -71,16 +82,16 @@ def protect(desk: OrderDesk) -> Protected:
     for order in _of_open_positions.objects(bot.pk):
         orders_of[order.position_id].append(order)
         known.add(order.pk)
-    for stop in _open_stops.objects(bot.pk):
-        if stop.pk not in known:
-            orders_of[stop.position_id].append(stop)
+    for order in _resting.objects(bot.pk):
+        if order.pk not in known:
+            orders_of[order.position_id].append(order)
     for position in positions:
         _protect_one(desk, position, orders_of.pop(position.pk, []), done)
-    for orphans in orders_of.values():  # their positions are closed: nothing may be opened by what is left of a stop
-        for stop in orphans:
-            if stop.state not in IN_FLIGHT_ORDER_STATES:
-                desk.cancel(stop)
-                done.stops_cancelled += 1
+    for orphans in orders_of.values():  # their positions are closed: what is left must not meet the next one
+        for order in orphans:
+            if order.state not in IN_FLIGHT_ORDER_STATES:
+                desk.cancel(order)
+                done.cancelled += 1
     return done
 
 
@@ -114,21 +125,25 @@ def close_position(desk: OrderDesk, position: Position, cause: str) -> Order | N
 def _protect_one(desk: OrderDesk, position: Position, orders: list[Order], done: Protected) -> None:
     exits = [order for order in orders if order.purpose == OrderPurpose.EXIT]
     stops = [order for order in orders if order.purpose == OrderPurpose.STOP]
+    targets = [order for order in orders if order.purpose == OrderPurpose.TARGET]
     if any(order.state in OPEN_ORDER_STATES for order in exits):
         return
     if exits and not position.foreign:
         _close_the_rest(desk, position, exits, done)
-        # The stop stays as it is: if the exits go on failing, it is what protects.
+        # Stop and target stay as they are: if the exits go on failing, the stop is what protects.
         if not any(order.state in OPEN_ORDER_STATES for order in stops):
             _place_stop(desk, position, stops, done)
         return
+    before = done.exits
     _keep_stop(desk, position, stops, done)
+    if done.exits == before:
+        _keep_target(desk, position, targets, done)
 
 
 def _keep_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> None:
     open_quantity = abs(position.quantity)
     side = "sell" if position.quantity > 0 else "buy"
-    live = [order for order in stops if order.state in (OrderState.ACKED, OrderState.PARTIALLY_FILLED)]
+    live = [order for order in stops if order.state in LIVE]
     fitting = [order for order in live if order.quantity - order.filled == open_quantity and order.side == side]
     if not fitting:
         if any(order.state in IN_FLIGHT_ORDER_STATES for order in stops):
@@ -142,7 +157,70 @@ def _keep_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Pr
     for order in live:
         if order.pk != fitting[-1].pk:
             desk.cancel(order)
-            done.stops_cancelled += 1
+            done.cancelled += 1
+
+
+def _keep_target(desk: OrderDesk, position: Position, targets: list[Order], done: Protected) -> None:
+    """Rest one order of the position's size at its target. Unlike a stop, the old one goes before the new one stands.
+
+    A position that is not ours, or has turned round, has no target.
+    """
+    symbol = desk.account.code_of(position.symbol_id)
+    instrument = desk.account.instruments.get(symbol)
+    price, stop, quantity = position.target_price, position.stop_price, abs(position.quantity)
+    if position.foreign or price is None or stop is None or (price - stop) * position.quantity <= 0:
+        return
+    if any(order.state in IN_FLIGHT_ORDER_STATES for order in targets):
+        return  # its outcome is being looked up; a second one could be a second order
+    if instrument is not None:
+        price, quantity = instrument.quantize_price(price), instrument.quantize_quantity(quantity)
+    side: Literal["buy", "sell"] = "sell" if position.quantity > 0 else "buy"
+    live = [order for order in targets if order.state in LIVE]
+    fitting = [order for order in live if order.quantity - order.filled == quantity and order.side == side]
+    for order in live:
+        if order.pk not in {kept.pk for kept in fitting[-1:]}:
+            filled = order.filled
+            desk.cancel(order)
+            done.cancelled += 1
+            if order.state in OPEN_ORDER_STATES or order.filled != filled:
+                return  # not known to be gone, or it was faster than we: the next pass sees what is left
+    if fitting or quantity <= 0 or not _may_try_target(symbol, position, targets):
+        return
+    placed = desk.write_and_send(
+        NewOrder(
+            symbol=symbol,
+            purpose=OrderPurpose.TARGET,
+            side=side,
+            kind="limit",
+            quantity=quantity,
+            target_price=price,
+            reduce_only=True,
+            position=position,
+            reason=reason("TAKE_PROFIT", target=price),
+        )
+    )
+    done.targets_placed += placed.state not in FAILED
+
+
+def _may_try_target(symbol: str, position: Position, targets: list[Order]) -> bool:
+    """Tell whether a target may be sent: refusals since the last one that stood make it rarer, and end it."""
+    failures = 0
+    for order in reversed(targets):
+        if order.state not in FAILED:
+            break
+        failures += 1
+    if failures >= MAX_TARGET_ATTEMPTS:
+        alerts.raise_alert(
+            f"target_missing:{position.pk}",
+            f"{symbol}: no order at the target was accepted ({targets[-1].reason}). "
+            "The stop stands; the profit is taken at the close of a bar instead.",
+            Severity.INFO,
+        )
+        return False
+    if not failures:
+        return True
+    wait = dt.timedelta(milliseconds=back_off_ms(failures, TARGET_BASE_MS, TARGET_CAP_MS))
+    return clock.market_now() >= (targets[-1].finished_at or targets[-1].created_at) + wait
 
 
 def _place_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> Order | None:

@@ -189,9 +189,16 @@ def orders() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "when, kind", [("before", "market"), ("after", "market"), ("before", "stop_market"), ("after", "stop_market")]
+    "when, kind",
+    [
+        ("before", "market"),
+        ("after", "market"),
+        ("before", "stop_market"),
+        ("after", "stop_market"),
+        ("after", "limit"),
+    ],
 )
-def test_i16_a_bot_killed_around_a_send_adopts_or_buries_the_order_and_never_sends_it_twice(
+def test_f01_f02_r9_i16_a_bot_killed_around_a_send_adopts_or_buries_the_order_and_never_sends_it_twice(
     processes: Processes, when: str, kind: str, tmp_path: Path
 ) -> None:
     killed = processes.start(die={"when": when, "kind": kind})
@@ -256,7 +263,7 @@ def somebody_holds_a_lock() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(processes: Processes) -> None:
+def test_f35_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(processes: Processes) -> None:
     first = processes.start()
     processes.says(first, lambda report: report["lease"] == "held")
     second = processes.start()
@@ -266,7 +273,7 @@ def test_i15_a_second_bot_on_the_account_sends_nothing_while_the_first_lives(pro
     assert Lease.objects.get(name=f"account:{processes.world.bot.account}").token == 1
 
 
-def test_i15_b4_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
+def test_f37_i15_b4_a_frozen_bot_that_wakes_after_another_took_over_sends_nothing(processes: Processes) -> None:
     first = processes.start()
     processes.pass_hours(lambda: Order.objects.filter(purpose=OrderPurpose.STOP).exists())
     freeze(first)

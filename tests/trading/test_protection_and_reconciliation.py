@@ -18,7 +18,7 @@ from trading_app.choices import OrderPurpose, OrderState
 from trading_app.client_ids import account_prefix
 from trading_app.models import Bot, Decision, Fill, Order, Position, RiskEvent
 from trading_app.positions import apply_fills
-from trading_app.protection import close_position, protect
+from trading_app.protection import LIVE, close_position, protect
 
 pytestmark = pytest.mark.django_db
 
@@ -53,7 +53,7 @@ def minutes(world: World, runner: BotRunner, count: int) -> None:
 # --- I17
 
 
-def test_i17_a_second_reconciliation_changes_nothing(world: World) -> None:
+def test_f10_i17_a_second_reconciliation_changes_nothing(world: World) -> None:
     runner, _ = enter(world)
     world.pass_bars(runner, 3)
     session = runner._session
@@ -66,7 +66,7 @@ def test_i17_a_second_reconciliation_changes_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_i17_fills_applied_in_any_order_and_any_number_make_the_same_rows(world: World, seed: int) -> None:
+def test_f09_f10_i17_fills_applied_in_any_order_and_any_number_make_the_same_rows(world: World, seed: int) -> None:
     runner, _ = enter(world)
     world.pass_bars(runner, 8)
     session = runner._session
@@ -101,8 +101,9 @@ def test_i18_every_open_position_has_a_live_stop_of_its_size_after_every_pass(wo
         there = {order.client_order_id: order for order in world.matching.open_orders()}
         for position in Position.objects.open():
             for purpose in (OrderPurpose.STOP, OrderPurpose.TARGET):
-                resting = Order.objects.filter(position=position, purpose=purpose, state=OrderState.ACKED)
-                assert [there[order.client_order_id or ""].quantity for order in resting] == [abs(position.quantity)]
+                resting = Order.objects.filter(position=position, purpose=purpose, state__in=LIVE)
+                seen = [there[order.client_order_id or ""] for order in resting]
+                assert [order.quantity - order.filled for order in seen] == [abs(position.quantity)]
         assert len(there) == 2 * Position.objects.open().count(), "neither stop nor target outlives its position"
 
 

@@ -67,6 +67,7 @@ class FaultyVenue:
         self.inner = inner
         self.faults: list[Fault] = []
         self.stop_faults: list[Fault] = []
+        self.target_faults: list[Fault] = []
         self.placed: list[OrderRequest] = []
         self.down = False
         self.blind_to: set[str] = set()
@@ -114,7 +115,7 @@ class FaultyVenue:
         self.placed.append(request)
         if self.down:
             return Unknown("maintenance")
-        faults = self.stop_faults if request.kind == "stop_market" else self.faults
+        faults = {"stop_market": self.stop_faults, "limit": self.target_faults}.get(request.kind, self.faults)
         if faults:
             return faults.pop(0)(self.inner, request)
         return self.inner.place(request)
