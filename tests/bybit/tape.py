@@ -145,7 +145,7 @@ class Tape:
 
 
 def _changed(name: str, instrument: Instrument, change: dict[str, Any]) -> Contract:
-    steps = {
+    steps: dict[str, Any] = {
         field: Decimal(str(change[key]))
         for key, field in (
             ("tickSize", "tick_size"),

@@ -15,23 +15,23 @@ from exchanges.factory import ExchangeConfig, market_data, venue
 from exchanges.port import Ack, OrderRequest
 from exchanges.simulated import SimulatedMarket
 from quant.timeframes import DAY_MS, HOUR_MS
+from tests.bybit import BybitServer
 from tests.exchanges.conftest import Clock
-from tests.exchanges.loopback import Answer, BybitLoopback
 
 
 @pytest.fixture
-def server(simulated: SimulatedMarket, clock: Clock) -> Iterator[BybitLoopback]:
+def server(simulated: SimulatedMarket, clock: Clock) -> Iterator[BybitServer]:
     clock.now += 5 * HOUR_MS + 11 * 60_000
-    with BybitLoopback(simulated, clock) as running:
+    with BybitServer(simulated) as running:
         yield running
 
 
-def connect(server: BybitLoopback, clock: Clock) -> CcxtMarketData:
+def connect(server: BybitServer, clock: Clock) -> CcxtMarketData:
     return CcxtMarketData(exchange_id="bybit", market="bybit_linear", now_ms=clock, options=server.ccxt_options)
 
 
-def test_the_exchanges_clock_decides_what_is_closed(server: BybitLoopback, clock: Clock) -> None:
-    """F25: our clock is three minutes fast; the candle that we take for closed is still running."""
+def test_f25_the_exchanges_clock_decides_what_is_closed(server: BybitServer, clock: Clock) -> None:
+    """Our clock is three minutes fast; the candle that we take for closed is still running."""
     ours = Clock(clock.now)
     boundary = clock.now // HOUR_MS * HOUR_MS + HOUR_MS
     clock.now = boundary - 60_000
@@ -42,43 +42,42 @@ def test_the_exchanges_clock_decides_what_is_closed(server: BybitLoopback, clock
     assert data.candles(symbol, "1h", boundary - 3 * HOUR_MS, 10).open_time[-1] == boundary - 2 * HOUR_MS
 
 
-def test_the_venue_does_send_the_running_candle(server: BybitLoopback, clock: Clock) -> None:
+def test_f25_the_venue_does_send_the_running_candle(server: BybitServer, clock: Clock) -> None:
     """Else the test above would prove nothing."""
     base = server.truth.instruments()[0]
     since = clock.now - 3 * HOUR_MS
-    _, body = server.answer(f"/v5/market/kline?symbol={base.base}{base.quote}&interval=60&start={since}&limit=10")
-    assert str(clock.now // HOUR_MS * HOUR_MS) in body
+    query = f"category=linear&symbol={base.base}{base.quote}&interval=60&start={since}&limit=10"
+    body = server.answer("GET", f"/v5/market/kline?{query}").body
+    assert str(clock.now // HOUR_MS * HOUR_MS) in body.decode()
 
 
-def test_markets_and_clock_are_read_again_when_old(server: BybitLoopback, clock: Clock) -> None:
+def test_markets_and_clock_are_read_again_when_old(server: BybitServer, clock: Clock) -> None:
     data = connect(server, clock)
     for hours in (0, 0, 1):
         clock.now += hours * HOUR_MS
         data.instruments()
         data.now_ms()
     assert sum("instruments-info" in each and "PreLaunch" not in each for each in server.requests) == 2
-    assert sum(each.startswith("/v5/market/time") for each in server.requests) == 2
+    assert sum(each.startswith("GET /v5/market/time") for each in server.requests) == 2
 
 
-def test_all_tickers_cost_one_request_and_a_second_look_none(server: BybitLoopback, clock: Clock) -> None:
+def test_all_tickers_cost_one_request_and_a_second_look_none(server: BybitServer, clock: Clock) -> None:
     data = connect(server, clock)
     assert data.tickers() == data.tickers()
-    assert sum(each.startswith("/v5/market/tickers") for each in server.requests) == 1
+    assert sum(each.startswith("GET /v5/market/tickers") for each in server.requests) == 1
 
 
 @pytest.mark.parametrize("field", ["bid1Price", "lastPrice"])
 def test_a_ticker_without_a_true_number_is_none_and_the_others_are_there(
-    server: BybitLoopback, clock: Clock, field: str
+    server: BybitServer, clock: Clock, field: str
 ) -> None:
-    path = "/v5/market/tickers?category=linear"
-    _, body = server.answer(path)
-    answer = json.loads(body)
+    answer = json.loads(server.answer("GET", "/v5/market/tickers?category=linear").body)
     answer["result"]["list"][0][field] = "NaN"
-    server.fault = lambda asked: (200, json.dumps(answer)) if asked.startswith("/v5/market/tickers") else None
+    server.faults.add("status", "market/tickers", status=200, body=json.dumps(answer))
     assert sorted(connect(server, clock).tickers()) == sorted(server.truth.tickers())[1:]
 
 
-def test_long_funding_histories_lose_no_payment(server: BybitLoopback, clock: Clock) -> None:
+def test_long_funding_histories_lose_no_payment(server: BybitServer, clock: Clock) -> None:
     """Bybit answers a window that holds more than a page with the newest payments only."""
     data = connect(server, clock)
     symbol = server.truth.instruments()[0].symbol
@@ -106,23 +105,23 @@ def test_long_funding_histories_lose_no_payment(server: BybitLoopback, clock: Cl
     ],
 )
 def test_whatever_the_venue_answers_is_an_error_of_the_port(
-    server: BybitLoopback, clock: Clock, answer: Answer, error: type[ExchangeError]
+    server: BybitServer, clock: Clock, answer: tuple[int, str], error: type[ExchangeError]
 ) -> None:
     data = connect(server, clock)
     symbol = data.instruments()[0].symbol
     data.now_ms()
-    server.fault = lambda path: answer if path == "/v5/market/kline" else None
+    server.faults.add("status", "market/kline", status=answer[0], body=answer[1])
     with pytest.raises(error):
         data.candles(symbol, "1h", clock.now - DAY_MS, 10)
-    server.fault = lambda path: None
+    server.faults.clear()
     clock.now += 11 * 60_000  # whatever the gate closed for is over
     assert len(data.candles(symbol, "1h", clock.now - DAY_MS, 10)) == 10
 
 
-def test_a_venue_that_is_gone_is_unavailable(server: BybitLoopback, clock: Clock) -> None:
+def test_a_venue_that_is_gone_is_unavailable(server: BybitServer, clock: Clock) -> None:
     options = server.ccxt_options
     data = CcxtMarketData(exchange_id="bybit", market="bybit_linear", now_ms=clock, options=options)
-    server.fault = lambda path: (502, "bad gateway")
+    server.faults.add("status", status=502, body="bad gateway")
     with pytest.raises(ExchangeUnavailableError, match="bybit does not answer"):
         data.instruments()
 
@@ -132,7 +131,7 @@ def test_an_unknown_ccxt_exchange_is_named(clock: Clock) -> None:
         CcxtMarketData(exchange_id="bibyt", market="x_linear", now_ms=clock)
 
 
-def test_paper_trading_matches_real_public_data(server: BybitLoopback, clock: Clock) -> None:
+def test_paper_trading_matches_real_public_data(server: BybitServer, clock: Clock) -> None:
     config = ExchangeConfig(kind="ccxt", market="bybit_linear", ccxt_options=server.ccxt_options)
     data = market_data(config, clock)
     account = venue(config, clock, data=data)
