@@ -28,7 +28,7 @@ from quant.timeframes import timeframe_ms
 from trading_app import takeover
 from trading_app.bar import BarTrader
 from trading_app.choices import DesiredState, OrderPurpose
-from trading_app.equity import close_all, watch_equity
+from trading_app.equity import close_all, entries_blocked, watch_equity
 from trading_app.loader import ModelLoader
 from trading_app.models import Bot, Order, Position
 from trading_app.orders import OrderDesk, spool_path
@@ -74,6 +74,7 @@ class _Session:
     reconcile_at: dt.datetime | None = None
     busy: bool = True
     closing: bool = False
+    no_entries: bool = False
     lookup_at: dt.datetime | None = None
 
 
@@ -136,6 +137,10 @@ class BotRunner:
     def _work(self, session: _Session, newest_generation: int, report: TickReport) -> None:
         if self.spool:
             session.desk.write_spooled()
+        no_entries = entries_blocked(self.bot) is not None
+        if no_entries and not session.no_entries:
+            session.reconcile_at = None  # what waits to open a position is cancelled now, not at the next round (F38)
+        session.no_entries = no_entries
         if self.venue_trouble.due:
             self._hear_venue(session, report)
         if newest_generation > self.loader.seen_generation:

@@ -18,8 +18,9 @@ from ops_app.choices import Severity
 from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
-from trading_app.choices import FillKind, OrderState, RiskKind
+from trading_app.choices import FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.client_ids import account_prefix
+from trading_app.equity import entries_blocked
 from trading_app.models import Bot, Fill, Order, Position
 from trading_app.orders import OrderDesk, fill_overlap, move
 from trading_app.positions import AppliedFills, apply_fills, fold_position
@@ -111,6 +112,7 @@ class Reconciler:
             done.fills += self.sync_fills().new
         self._positions(done)
         if may_send:
+            self._cancel_entries(done)
             done.protection = protect(self.desk).changes
         if done.protection:  # what was just closed or stopped has fills of its own
             done.fills += self.sync_fills().new
@@ -206,6 +208,15 @@ class Reconciler:
         )
         if raised is not None:
             record_risk(bot=self.bot, kind=RiskKind.FOREIGN, evidence=evidence, subject=f"symbol:{order.symbol}")
+
+    def _cancel_entries(self, done: Reconciled) -> None:
+        """Cancel what still waits to open a position when nothing is to be opened any more (F38)."""
+        if entries_blocked(self.bot) is None:
+            return
+        for order in _open_here.objects(self.bot.pk):
+            if order.purpose == OrderPurpose.ENTRY:
+                self.desk.cancel(order)
+                done.orders += 1
 
     # --- positions
 

@@ -59,7 +59,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     since=st.integers(0, 2_500),
     length=st.integers(0, 1_500),
 )
-def test_writes_in_any_order_with_any_overlap_read_as_their_union_and_the_last_wins(
+def test_f24_writes_in_any_order_with_any_overlap_read_as_their_union_and_the_last_wins(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[str, int, int]], since: int, length: int
 ) -> None:
     store = CandleStore(tmp_path_factory.mktemp("store"))

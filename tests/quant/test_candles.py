@@ -22,7 +22,7 @@ hours = st.lists(st.integers(0, 30), max_size=20)
 
 
 @given(st.lists(hours, max_size=4))
-def test_concat_sorts_and_keeps_the_last_write_of_each_candle(parts: list[list[int]]) -> None:
+def test_f24_concat_sorts_and_keeps_the_last_write_of_each_candle(parts: list[list[int]]) -> None:
     expected: dict[int, float] = {}
     pieces = []
     for price, times in enumerate(parts, start=1):

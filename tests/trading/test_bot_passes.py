@@ -23,7 +23,7 @@ from trading_app.models import Bot, Decision, EquityPoint, Order, Position
 pytestmark = pytest.mark.django_db
 
 
-def test_a_bar_is_decided_once_for_every_symbol_with_a_reason(world: World) -> None:
+def test_f24_a_bar_is_decided_once_for_every_symbol_with_a_reason(world: World) -> None:
     runner = world.runner()
     first, second = runner.tick(), runner.tick()
     assert first.bar_at == EPOCH - HOUR
@@ -133,7 +133,7 @@ def test_a_size_below_the_minimum_is_refused_before_it_is_sent(world: World, mon
     assert not world.venue.placed
 
 
-def test_the_bar_waits_for_a_late_candle_and_then_decides_without_it(world: World, monkeypatch: Any) -> None:
+def test_f22_the_bar_waits_for_a_late_candle_and_then_decides_without_it(world: World, monkeypatch: Any) -> None:
     runner = world.runner()
     runner.tick()
     missing = world.codes[0]

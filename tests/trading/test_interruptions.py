@@ -132,7 +132,7 @@ def test_i19_what_a_person_asks_for_while_a_bar_is_computed_holds_for_that_bar(
     assert not rows.filter(outcome="enter").exists()
 
 
-def test_i15_b4_the_bots_own_venue_refuses_what_a_frozen_process_sends_after_waking(
+def test_f37_i15_b4_the_bots_own_venue_refuses_what_a_frozen_process_sends_after_waking(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was buried as NOT_PLACED by the next owner must not be accepted later: that would double an order."""

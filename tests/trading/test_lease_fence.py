@@ -43,7 +43,7 @@ def owner(world: World) -> takeover.LeaseToken:
 
 
 @pytest.mark.parametrize("left, sent", [(RECEIVE_WINDOW + SECOND, True), (RECEIVE_WINDOW, False), (-SECOND, False)])
-def test_b4_an_order_is_sent_only_if_its_whole_receive_window_lies_within_the_lease(
+def test_f37_b4_an_order_is_sent_only_if_its_whole_receive_window_lies_within_the_lease(
     world: World, monkeypatch: pytest.MonkeyPatch, left: dt.timedelta, sent: bool
 ) -> None:
     runner = world.runner(lease_ttl=TTL)

@@ -41,7 +41,7 @@ def worth(amount: float) -> Balance:
 # --- I19
 
 
-def test_i19_the_kill_switch_is_latched_survives_a_restart_and_only_a_person_by_name_resets_it(
+def test_f38_i19_the_kill_switch_is_latched_survives_a_restart_and_only_a_person_by_name_resets_it(
     world: World, monkeypatch: Any, person: Any
 ) -> None:
     runner = world.runner()
@@ -139,7 +139,7 @@ def test_i20_exits_go_on_with_the_kill_switch_pulled_and_the_model_gone(world: W
     assert not Position.objects.open().exists()
 
 
-def test_i20_without_market_data_entries_stop_time_barriers_close_and_the_loop_goes_on(
+def test_f22_i20_without_market_data_entries_stop_time_barriers_close_and_the_loop_goes_on(
     world: World, monkeypatch: Any
 ) -> None:
     # The account answers; only the bot's own market data is gone.
@@ -169,7 +169,7 @@ def test_i20_without_market_data_entries_stop_time_barriers_close_and_the_loop_g
     assert reports[-1].replays + reports[0].replays >= 1, "parity is restored after the gap"
 
 
-def test_i20_an_error_of_the_account_stops_entries_and_not_the_loop(world: World, monkeypatch: Any) -> None:
+def test_f21_i20_an_error_of_the_account_stops_entries_and_not_the_loop(world: World, monkeypatch: Any) -> None:
     runner = world.runner()
     runner.tick()
     entries = Order.objects.filter(purpose="entry").count()

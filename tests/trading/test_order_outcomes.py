@@ -54,7 +54,7 @@ def test_i16_the_intent_is_committed_before_anything_is_sent(world: World) -> No
     assert seen == [OrderState.SENDING]
 
 
-def test_f03_an_order_whose_answer_was_lost_is_looked_up_adopted_and_protected_and_never_sent_again(
+def test_f03_r10_an_order_whose_answer_was_lost_is_looked_up_adopted_and_protected_and_never_sent_again(
     world: World,
 ) -> None:
     world.venue.faults = [venues.lost_answer]

@@ -261,7 +261,7 @@ def test_t7_accepted_executions_of_a_scope_never_overlap(
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(ended))
 
 
-def test_t8_a_training_that_is_always_killed_ends_after_its_attempts(
+def test_f32_t8_a_training_that_is_always_killed_ends_after_its_attempts(
     scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
 ) -> None:
     run = request(scope, symbols)

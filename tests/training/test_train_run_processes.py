@@ -170,7 +170,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def test_two_processes_claim_one_run_and_a_kill_in_the_middle_ends_in_one_accepted_artifact(world: World) -> None:
+def test_f32_two_processes_claim_one_run_and_a_kill_in_the_middle_ends_in_one_accepted_artifact(world: World) -> None:
     candles = simulated_candles(6, 150)
     CandleStore(world.folder / "candles").write(MARKET, "1h", candles)
     run_id = world.ask(PREPARE, json.dumps(list(candles)))
