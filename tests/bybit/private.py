@@ -83,16 +83,22 @@ class PrivateEndpoints:
         raise RefusedError(100028, "The API cannot be accessed by unified account users.")
 
     def margin_mode(self, params: Params, stamp_ms: int) -> dict[str, Any]:
-        if params.get("setMarginMode") != "REGULAR_MARGIN":
-            raise RefusedError(110073, "Set margin mode failed: only REGULAR_MARGIN is served here")
+        """Cross or isolated. Isolated changes what is told of it only: liquidation stays that of the whole account."""
+        wanted = params.get("setMarginMode")
+        if wanted not in ("REGULAR_MARGIN", "ISOLATED_MARGIN"):
+            raise RefusedError(110073, "Set margin mode failed: REGULAR_MARGIN and ISOLATED_MARGIN are served here")
+        self._engine.store.put_state("margin_mode", wanted)
         return {"reasons": []}
 
     # --------------------------------------------------------------------- reads
     def account_info(self, params: Params) -> dict[str, Any]:
         return {
-            "marginMode": "REGULAR_MARGIN", "updatedTime": "1697078946000", "unifiedMarginStatus": 5,
+            "marginMode": self._margin_mode(), "updatedTime": "1697078946000", "unifiedMarginStatus": 5,
             "dcpStatus": "OFF", "timeWindow": 0, "smpGroup": 0, "isMasterTrader": False, "spotHedgingStatus": "OFF",
         }  # fmt: skip
+
+    def _margin_mode(self) -> str:
+        return str(self._engine.store.state.get("margin_mode", "REGULAR_MARGIN"))
 
     def wallet(self, params: Params) -> dict[str, Any]:
         """As the unified account answers since 2025: `availableToWithdraw` is empty, use totalAvailableBalance."""
@@ -104,6 +110,7 @@ class PrivateEndpoints:
         margin = sum((account.position_margin(each) for each in held), ZERO)
         orders, least = account.order_margin(), account.maintenance()
         upl = equity - wallet
+        isolated = self._margin_mode() == "ISOLATED_MARGIN"
         rate = text((least / equity).quantize(MAINTENANCE_RATE / 100)) if equity > 0 else "1"
         coin = {
             "coin": "USDT", "equity": text(equity), "usdValue": text(equity), "walletBalance": text(wallet),
@@ -116,7 +123,8 @@ class PrivateEndpoints:
         row = {
             "accountType": "UNIFIED", "accountLTV": "0", "accountIMRate": "0", "accountMMRate": rate,
             "totalEquity": text(equity), "totalWalletBalance": text(wallet), "totalMarginBalance": text(equity),
-            "totalAvailableBalance": text(max(equity - margin - orders, ZERO)), "totalPerpUPL": text(upl),
+            "totalAvailableBalance": "" if isolated else text(max(equity - margin - orders, ZERO)),
+            "totalPerpUPL": text(upl),
             "totalInitialMargin": text(margin + orders), "totalMaintenanceMargin": text(least), "coin": [coin],
         }  # fmt: skip
         return {"list": [row]}
@@ -137,8 +145,8 @@ class PrivateEndpoints:
             ended = [each for each in engine.recent if not each.is_open]
             orders = [*orders, *ended] if str(params.get("openOnly", "")) != "1" else ended
         newest = engine.now_ms() - engine.visible_delay_ms
-        found = [each for each in orders if _matches(each, params) and each.created_ms <= newest]
-        return _page(found, params, _order, lambda each: each.sequence, default=20, most=50)
+        found = [each for each in orders if self._is_asked(each, params) and each.created_ms <= newest]
+        return _page(found, params, _order, _age_of_order, default=20, most=50)
 
     def history(self, params: Params) -> dict[str, Any]:
         """Ended orders of seven days; unfilled ones that were cancelled or rejected for 24 hours only."""
@@ -150,12 +158,12 @@ class PrivateEndpoints:
             each
             for each in engine.store.orders.values()
             if not each.is_open
-            and _matches(each, params)
+            and self._is_asked(each, params)
             and since <= each.created_ms <= until
             and each.updated_ms <= now - engine.history_delay_ms
             and not (each.status in SHORT_LIVED and each.filled == 0 and each.updated_ms < now - _DAY_MS)
         ]
-        return _page(found, params, _order, lambda each: each.sequence, default=20, most=50)
+        return _page(found, params, _order, _age_of_order, default=20, most=50)
 
     def executions(self, params: Params) -> dict[str, Any]:
         """Fills and funding of at most seven days, newest first."""
@@ -166,9 +174,9 @@ class PrivateEndpoints:
         for each in reversed(self._engine.store.executions):
             if each.time_ms < since - _DAY_MS:  # booked in order, give or take a bar
                 break
-            if since <= each.time_ms <= until and _matches(each, params) and (not wanted or each.kind == wanted):
+            if since <= each.time_ms <= until and self._is_asked(each, params) and (not wanted or each.kind == wanted):
                 found.append(each)
-        return _page(found, params, _execution, lambda each: each.sequence, default=50, most=100)
+        return _page(found, params, _execution, lambda each: (each.time_ms, each.sequence), default=50, most=100)
 
     def positions(self, params: Params) -> dict[str, Any]:
         """One row for a symbol that is named, held or not; with settleCoin only what is held."""
@@ -178,12 +186,20 @@ class PrivateEndpoints:
             contract = self._engine.contract(params)
             rows = [account.position(contract.name)]
         else:
-            rows = account.held()
+            rows = [each for each in account.held() if self._is_asked(each, params)]
         limit = max(1, min(int(params.get("limit") or 20), 200))
         start = int(params.get("cursor") or 0)
         cursor = str(start + limit) if start + limit < len(rows) else ""
         page = [self._position(each) for each in rows[start : start + limit]]
         return {"category": "linear", "list": page, "nextPageCursor": cursor}
+
+    def _is_asked(self, each: Order | Execution | Position, params: Params) -> bool:
+        """Filters that Bybit knows; it ignores any other parameter and empty ones: a wrong look-up finds everything."""
+        contract = self._engine.tape.contract(each.symbol)
+        for name, field in (("settleCoin", "settle"), ("baseCoin", "base")):
+            if params.get(name) and contract is not None and getattr(contract.instrument, field) != params[name]:
+                return False
+        return isinstance(each, Position) or _matches(each, params)
 
     def _position(self, position: Position) -> dict[str, Any]:
         account = self._engine.account
@@ -235,7 +251,6 @@ def _window(params: Params, now: int) -> tuple[int, int]:
 
 
 def _matches(each: Order | Execution, params: Params) -> bool:
-    """Filters that Bybit knows; it ignores any other parameter and empty ones: a wrong look-up finds everything."""
     if params.get("symbol") and each.symbol != params["symbol"]:
         return False
     if params.get("orderId"):
@@ -255,18 +270,33 @@ def _page(
     found: list[Any],
     params: Params,
     row: Callable[[Any], dict[str, Any]],
-    place: Callable[[Any], int],
+    place: Callable[[Any], tuple[int, int]],
     *,
     default: int,
     most: int,
 ) -> dict[str, Any]:
     """Newest first. The cursor names the last row of the page, so that new rows do not shift the pages."""
     limit = max(1, min(int(params.get("limit") or default), most))
-    after = int(str(params["cursor"]).split("%3A")[0].split(":")[0]) if params.get("cursor") else None
+    after = _after(str(params.get("cursor") or ""))
     ordered = sorted((each for each in found if after is None or place(each) < after), key=place, reverse=True)
     page = ordered[:limit]
-    cursor = f"{place(page[-1])}:{limit}" if len(ordered) > limit else ""
+    cursor = "{}:{}".format(*place(page[-1])) if len(ordered) > limit else ""
     return {"category": "linear", "list": [row(each) for each in page], "nextPageCursor": cursor}
+
+
+def _after(cursor: str) -> tuple[int, int] | None:
+    """The place that a cursor names; ccxt and others hand it back as it was, or encoded once."""
+    if not cursor:
+        return None
+    try:
+        time_ms, sequence = cursor.replace("%3A", ":").split(":")
+        return int(time_ms), int(sequence)
+    except ValueError:
+        raise RefusedError(10001, "params error: cursor invalid") from None
+
+
+def _age_of_order(order: Order) -> tuple[int, int]:
+    return order.created_ms, order.sequence
 
 
 def _order(order: Order) -> dict[str, Any]:

@@ -250,9 +250,8 @@ def test_money_is_what_trades_fees_and_funding_left(trader: Trader) -> None:
     paid = sum(float(row["execFee"]) for row in rows)
     after = trader.client.fetch_balance()
     assert after["USDT"]["total"] == pytest.approx(10_000 + made - paid, abs=1e-6)
-    assert (
-        after["info"]["result"]["list"][0]["totalAvailableBalance"] == after["info"]["result"]["list"][0]["totalEquity"]
-    )
+    account = after["info"]["result"]["list"][0]
+    assert account["totalAvailableBalance"] == account["totalEquity"]
 
 
 def test_lists_come_newest_first_and_in_pages_that_end(trader: Trader) -> None:
