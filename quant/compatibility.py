@@ -20,6 +20,7 @@ class RefusalCode(StrEnum):
     FEATURE_SCHEMA = "FEATURE_SCHEMA"
     SIGNAL = "SIGNAL"
     LABEL_SPEC = "LABEL_SPEC"
+    BLEND = "BLEND"
     NO_COMMON_SYMBOL = "NO_COMMON_SYMBOL"
 
 
@@ -38,6 +39,7 @@ class ModelRequirement:
     signal: str
     label_hash: str
     symbols: frozenset[str]
+    blend: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class ArtifactFacts:
     score: float
     created_ms: int
     gates_passed: bool
+    blend: str = "none"
     integrity_error: str | None = None
     retired: str | None = None
 
@@ -91,6 +94,7 @@ def check_compatibility(requirement: ModelRequirement, facts: ArtifactFacts) -> 
         (RefusalCode.FEATURE_SCHEMA, facts.schema_hash, requirement.schema_hash),
         (RefusalCode.SIGNAL, facts.signal, requirement.signal),
         (RefusalCode.LABEL_SPEC, facts.label_hash, requirement.label_hash),
+        (RefusalCode.BLEND, facts.blend, requirement.blend),
     )
     for code, has, needs in compared:
         if code is RefusalCode.SYMBOL_ENCODING and requirement.training_mode == facts.training_mode == "single_symbol":

@@ -1,4 +1,4 @@
-"""The meta-model: LightGBM trees, Platt calibration, symbol encoding, threshold; stored as text, never as a pickle.
+"""The meta-model: trees, a logistic regression beside them if asked for, calibration, threshold; text, never a pickle.
 
 An artifact is a directory with two files whose bytes depend only on the model: ``model.txt`` (LightGBM's own text)
 and ``model.json`` (everything else, including the sha256 of ``model.txt`` and probe rows with their predictions).
@@ -19,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.calibration import PlattCalibration
+from quant.logistic import LogisticBaseline
 
 MODEL_FILE = "model.txt"
 META_FILE = "model.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION, BLENDED_VERSION = 1, 2
+"""Of trees alone, and of trees with a logistic regression: a program that knows no blend must not serve without it."""
 ENCODINGS = ("index", "one_hot")
 PROBE_TOLERANCE = 1e-9
 """The text format keeps every bit of a tree; what differs between machines is the last bit of exp()."""
@@ -113,7 +115,8 @@ class MetaModel:
     ``panel_symbols`` is the panel that the market-wide features were computed over: live features equal those of
     training only over the same panel (I13). A row without one of the ``required_features`` is not predicted.
     ``fit_end_ms`` is the end of the newest label that trees, calibration or threshold have seen: everything later is
-    unseen. ``facts`` holds what identifies the training (spec, schema hash, label hash).
+    unseen. ``facts`` holds what identifies the training (spec, schema hash, label hash). With ``logistic`` its log odds
+    are blended with those of the trees before the calibration.
     """
 
     booster_text: str
@@ -127,7 +130,13 @@ class MetaModel:
     fit_end_ms: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     probe_rows: Probe | None = None
+    logistic: LogisticBaseline | None = None
     _booster: Any = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def blend(self) -> str:
+        """What is blended with the trees, one of `quant.logistic.BLENDS`."""
+        return "none" if self.logistic is None else "logistic"
 
     def code_of(self, symbol: str) -> int:
         """Return the symbol's code, or -1 when the model does not cover it."""
@@ -164,7 +173,8 @@ class MetaModel:
             return np.empty(0)
         X = encode_features(features, symbol_codes, encoding=self.symbol_encoding, n_symbols=len(self.symbols))
         raw = self._load_booster().predict(X, raw_score=True, num_threads=num_threads)
-        return np.asarray(raw, dtype=np.float64)
+        raw = np.asarray(raw, dtype=np.float64)
+        return raw if self.logistic is None else self.logistic.blend(raw, features)
 
     def probe(self) -> None:
         """Predict the stored probe rows. Raises ModelError unless the stored predictions come out."""
@@ -185,7 +195,7 @@ class MetaModel:
         """
         model_bytes = self.booster_text.encode()
         meta = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.logistic is None else BLENDED_VERSION,
             "model_sha256": hashlib.sha256(model_bytes).hexdigest(),
             "calibration": self.calibration.to_dict(),
             "threshold": self.threshold,
@@ -198,6 +208,8 @@ class MetaModel:
             "facts": dict(self.facts),
             "probe": None if self.probe_rows is None else _probe_to_json(self.probe_rows),
         }
+        if self.logistic is not None:
+            meta["logistic"] = self.logistic.to_dict()
         text = json.dumps(meta, sort_keys=True, indent=1, allow_nan=False) + "\n"
         (directory / MODEL_FILE).write_bytes(model_bytes)
         (directory / META_FILE).write_text(text, encoding="utf-8")
@@ -211,9 +223,11 @@ class MetaModel:
             model_bytes = model_path.read_bytes()
         except (OSError, ValueError) as error:
             raise ModelError(f"{directory}: the artifact cannot be read: {error}") from error
-        if not isinstance(meta, dict) or meta.get("format_version") != FORMAT_VERSION:
-            found = meta.get("format_version") if isinstance(meta, dict) else type(meta).__name__
-            raise ModelError(f"{meta_path}: format_version is {found!r}; this program reads {FORMAT_VERSION}")
+        version = meta.get("format_version") if isinstance(meta, dict) else type(meta).__name__
+        if version not in (FORMAT_VERSION, BLENDED_VERSION):
+            raise ModelError(
+                f"{meta_path}: format_version is {version!r}; this program reads {FORMAT_VERSION} and {BLENDED_VERSION}"
+            )
         digest = hashlib.sha256(model_bytes).hexdigest()
         if digest != meta.get("model_sha256"):
             raise ModelError(
@@ -233,6 +247,7 @@ class MetaModel:
                 fit_end_ms=int(meta["fit_end_ms"]),
                 facts=meta["facts"],
                 probe_rows=None if meta["probe"] is None else _probe_from_json(meta["probe"]),
+                logistic=LogisticBaseline.from_dict(meta["logistic"]) if version == BLENDED_VERSION else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{meta_path}: {type(error).__name__}: {error}; restore it or train again") from error
@@ -242,6 +257,11 @@ class MetaModel:
             raise ModelError(
                 f"{model_path}: the trees use {booster.num_feature()} columns, model.json describes {expected}; "
                 "the two files do not belong together"
+            )
+        if model.logistic is not None and len(model.logistic.coefficients) != len(model.feature_names):
+            raise ModelError(
+                f"{meta_path}: the logistic regression has {len(model.logistic.coefficients)} coefficients for "
+                f"{len(model.feature_names)} features; restore it or train again"
             )
         return model
 

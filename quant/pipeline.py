@@ -7,6 +7,8 @@ The order of time, oldest first::
 
 - Each fold grows trees on what its labels had shown before the fold, stops them early on a purged newest part of that,
   and predicts the fold. So every out-of-fold prediction comes from trees that saw neither the sample nor what follows.
+  With `blend` a logistic regression is fitted on the rows that the trees grow on, and predicts beside them; its share
+  is chosen by the out-of-fold predictions of both.
 - The final trees grow on the whole development part, with the median number of trees of the folds. Platt calibration
   and the threshold come from the out-of-fold predictions: data that the trees which predicted it did not see.
 - The test window is used once, to judge. **The model that was tested is the model that is shipped**: nothing is fitted
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from quant.calibration import fit_platt
 from quant.drift import make_reference, window_of
 from quant.gates import GateBounds, GateResult, UnseenWindow, evaluate_gates
+from quant.logistic import choose_weight, fit_logistic, mix
 from quant.measures import daily_returns, measure, threshold_overfitting
 from quant.metrics import calibration_curve
 from quant.model import FitBooster, MetaModel, Probe, encode_features, fit_booster
@@ -132,7 +135,7 @@ def train(
 
         tuned = tuner(spec, try_out, progress=walking)
         spec, report = tuned.spec, tuned.rest_of(walking)
-    validation, raw, n_trees = _walk_forward(develop, n_symbols, spec, report, fit)
+    validation, raw, n_trees, share = _walk_forward(develop, n_symbols, spec, report, fit)
     calibration = fit_platt(raw, validation.y, validation.weight)
     validated = calibration.apply(raw)
     threshold = _threshold(validation, validated, min_trades=bounds.min_trades)
@@ -151,6 +154,7 @@ def train(
         fit_end_ms=_close_ms(panel, int(develop.t1.max())),
         facts={"spec": spec.to_dict(), "schema_hash": spec.schema.hash, "label_hash": spec.label.hash}
         | ({} if tuned is None else {"tuned": tuned.facts()}),
+        logistic=None if share is None else replace(fit_logistic(develop.X, develop.y, develop.weight), weight=share),
     )
     progress(0.96, "test")
     score = model.score(test.X, test.code, num_threads=spec.num_threads)
@@ -187,6 +191,7 @@ def train(
     metrics = {
         "threshold": threshold,
         "trees": n_trees,
+        "logistic_share": share,
         "windows": windows,
         "looks": trials.count - trials.tuning,
         "tuning": None if tuned is None else tuned.to_dict(),
@@ -264,7 +269,7 @@ def _try_out(
     day: int,
 ) -> OutOfFold:
     """What a spec shows out of fold, measured as the validation of the model is."""
-    samples, raw, _ = _walk_forward(develop, n_symbols, spec, progress, fit)
+    samples, raw, _, _ = _walk_forward(develop, n_symbols, spec, progress, fit)
     probability = fit_platt(raw, samples.y, samples.weight).apply(raw)
     threshold = _threshold(samples, probability, min_trades=min_trades)
     numbers = measure(samples, probability, threshold, block=block, day=day)
@@ -277,10 +282,14 @@ def _try_out(
 
 def _walk_forward(
     develop: Samples, n_symbols: int, spec: TrainingSpec, progress: Progress, fit: FitBooster
-) -> tuple[Samples, NDArray[np.float64], int]:
-    """Return the samples of all folds, their out-of-fold raw scores, and the median number of trees."""
+) -> tuple[Samples, NDArray[np.float64], int, float | None]:
+    """Return the samples of all folds, their out-of-fold raw scores, the median number of trees, and the share.
+
+    The share is that of the logistic regression in those scores; None without a blend.
+    """
     rows: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float64]] = []
+    beside: list[NDArray[np.float64]] = []
     trees: list[int] = []
     splitter = PurgedWalkForward(n_splits=spec.n_splits, embargo=spec.embargo_bars)
     try:
@@ -303,10 +312,17 @@ def _walk_forward(
         trees.append(max(1, booster.best_iteration))
         rows.append(fold)
         scores.append(_raw_score(booster, ahead, n_symbols, spec))
+        if spec.blend == "logistic":
+            beside.append(fit_logistic(grow.X, grow.y, grow.weight).score(ahead.X))
     validation = develop.take(np.concatenate(rows))
     if validation.y.min() == validation.y.max():
         raise TrainingError(reason("ONE_OUTCOME_ONLY", window="validation", samples=len(validation)))
-    return validation, np.concatenate(scores), int(np.median(trees))
+    raw, share = np.concatenate(scores), None
+    if beside:
+        logistic = np.concatenate(beside)
+        share = choose_weight(raw, logistic, validation.y, validation.weight)
+        raw = mix(raw, logistic, share)
+    return validation, raw, int(np.median(trees)), share
 
 
 def _quantile_time(t0: NDArray[np.int64], share: float) -> int:

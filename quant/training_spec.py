@@ -8,6 +8,7 @@ from typing import Any
 
 from quant import signals
 from quant.label_spec import LabelSpec
+from quant.logistic import BLENDS
 from quant.model import ENCODINGS
 from quant.regime import RegimeSpec
 from quant.schema import FeatureSchema
@@ -40,6 +41,7 @@ class TrainingSpec:
     signal: str = "trend"
     label: LabelSpec = field(default_factory=LabelSpec)
     regime: RegimeSpec = field(default_factory=RegimeSpec)
+    blend: str = "none"
     seed: int = 7
     num_threads: int = 1
     n_splits: int = 3
@@ -62,6 +64,7 @@ class TrainingSpec:
             ("training_mode", TRAINING_MODES),
             ("symbol_encoding", ENCODINGS),
             ("signal", signals.names()),
+            ("blend", BLENDS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")

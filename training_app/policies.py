@@ -72,6 +72,7 @@ def training_spec() -> TrainingSpec:
         timeframe=settings.TIMEFRAME,
         signal=settings.PRIMARY_SIGNAL,
         label=registry.label_spec(),
+        blend=settings.TRAIN_BLEND,
         seed=settings.TRAIN_SEED,
         num_threads=training_threads(),
         max_trees=settings.TRAIN_TREES,

@@ -44,6 +44,7 @@ DEFECTS = {
     RefusalCode.FEATURE_SCHEMA: {"schema_hash": "other"},
     RefusalCode.SIGNAL: {"signal": "breakout"},
     RefusalCode.LABEL_SPEC: {"label_hash": "other"},
+    RefusalCode.BLEND: {"blend": "logistic"},
     RefusalCode.NO_COMMON_SYMBOL: {"symbols": frozenset({"XRP/USDT:USDT"})},
 }
 
