@@ -47,7 +47,6 @@ class Answer:
 
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
-    json: Any = None
 
 
 _answer: ContextVar[Answer] = ContextVar("answer")
@@ -89,7 +88,7 @@ class ExchangeClock:
 
     @property
     def stale(self) -> bool:
-        return self.measured_at is None or self.now_ms() - self.measured_at >= CLOCK_FRESH_MS
+        return self.measured_at is None or not 0 <= self.now_ms() - self.measured_at < CLOCK_FRESH_MS
 
     def now(self) -> int:
         return self.now_ms() - self.offset_ms
@@ -185,9 +184,9 @@ class CcxtLink:
             return None
         return reset_at_ms(answer.headers, now_ms=self.clock.now_ms(), offset_ms=self.clock.offset_ms)
 
-    def answer_json(self) -> Any:
-        """Return the body of the newest answer of this task."""
-        return _answer.get(Answer()).json
+    def status(self) -> int | None:
+        """Return the HTTP status of the newest answer of this task, or None if there was none."""
+        return _answer.get(Answer()).status or None
 
     def _hide(self, error: BaseException) -> None:
         """Take the keys out of an error and out of what caused it, before anybody can log it."""
@@ -309,7 +308,7 @@ def _prepare(client: Any, clock: ExchangeClock) -> None:
     def handle_errors(
         status: int, reason: str, url: str, method: str, headers: Any, body: str, response: Any, *request: Any
     ) -> Any:
-        _answer.set(Answer(status, headers or {}, response))
+        _answer.set(Answer(status, headers or {}))
         original(status, reason, url, method, headers, body, response, *request)
         # From a web page or a torn body ccxt makes an empty answer (measured): an outage would look like no data,
         # and an order that was placed like one without an id. A status that it does not know it takes for success.

@@ -75,7 +75,7 @@ class CcxtMarketData:
 
     def tickers(self) -> dict[str, Ticker]:
         now = self.now_ms()
-        if self._tickers is None or now - self._tickers[0] >= _TICKERS_FRESH_MS:
+        if self._tickers is None or not 0 <= now - self._tickers[0] < _TICKERS_FRESH_MS:
             self._load_markets()
             with self.link.translated(None):
                 raw = self.link.call(lambda client: client.fetch_tickers())
@@ -176,7 +176,7 @@ class CcxtMarketData:
 
     def _load_markets(self) -> None:
         now = self._clock()
-        if self._markets_at is not None and now - self._markets_at < _MARKETS_FRESH_MS:
+        if self._markets_at is not None and 0 <= now - self._markets_at < _MARKETS_FRESH_MS:
             return
         with self.link.translated(None):
             raw = self.link.call(lambda client: client.load_markets(bool(client.markets)))

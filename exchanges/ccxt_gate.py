@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from exchanges.ccxt_outcomes import BAN_MS, DEFAULT_PAUSE_MS, THROTTLES, classes_of
+from exchanges.ccxt_outcomes import BAN_MS, DEFAULT_PAUSE_MS, THROTTLES, TOO_MANY_REQUESTS, classes_of
 from exchanges.ccxt_rules import VenueRules
 from exchanges.errors import ExchangeUnavailableError
 
@@ -65,7 +65,7 @@ def trouble_of(error: BaseException, rules: VenueRules | None, *, status: int | 
         return Trouble.KEY
     if "AuthenticationError" in names and "PermissionDenied" not in names:
         return Trouble.KEY
-    if THROTTLES & names:
+    if status == TOO_MANY_REQUESTS or THROTTLES & names:
         return Trouble.RATE_LIMIT
     if "OnMaintenance" in names or status == 503:
         return Trouble.MAINTENANCE

@@ -44,6 +44,8 @@ REFUSALS = {
 }
 """ccxt's classes that surely mean "no new order", and our code where the venue's own says nothing more precise."""
 THROTTLES = frozenset({"RateLimitExceeded", "DDoSProtection"})
+TOO_MANY_REQUESTS = 429
+"""Status of a rate limit, which ccxt makes an ExchangeNotAvailable of for some venues."""
 DEFAULT_PAUSE_MS = 1_000
 BAN_MS = 600_000
 """How long a banned or revoked access is left alone: Bybit lifts an IP's ban after ten minutes."""
@@ -69,10 +71,13 @@ def place_outcome(
     *,
     now_ms: int,
     retry_at_ms: int | None = None,
+    status: int | None = None,
 ) -> PlaceOutcome:
-    """Return what became of `request`. `retry_at_ms` is when the venue said that a limit ends, by our clock."""
+    """Return what became of `request`. `status` is that of the HTTP answer, if there was one; `retry_at_ms` is when the
+    venue said that a limit ends, by our clock.
+    """
     if isinstance(answer, BaseException):
-        return _of_error(answer, rules, now_ms=now_ms, retry_at_ms=retry_at_ms)
+        return _of_error(answer, rules, now_ms=now_ms, retry_at_ms=retry_at_ms, status=status)
     if not isinstance(answer, Mapping) or not answer.get("id"):
         return Unknown("the answer names no order: a web page or an empty body looks like this")
     returned = client_id_of(answer)
@@ -81,7 +86,9 @@ def place_outcome(
     return Ack(venue_order(answer, request))
 
 
-def _of_error(error: BaseException, rules: VenueRules, *, now_ms: int, retry_at_ms: int | None) -> PlaceOutcome:
+def _of_error(
+    error: BaseException, rules: VenueRules, *, now_ms: int, retry_at_ms: int | None, status: int | None
+) -> PlaceOutcome:
     text, names = shown(error), classes_of(error)
     code = rules.code_of(str(error))
     if code in rules.duplicates or any(part in str(error) for part in rules.duplicate_texts):
@@ -94,7 +101,7 @@ def _of_error(error: BaseException, rules: VenueRules, *, now_ms: int, retry_at_
         return Rejected(KEY_REFUSED, text)
     if code in rules.ban_codes:
         return Throttled(max(retry_at_ms or 0, now_ms + BAN_MS))
-    if THROTTLES & set(names):
+    if status == TOO_MANY_REQUESTS or THROTTLES & set(names):
         return Throttled(max(retry_at_ms or now_ms + DEFAULT_PAUSE_MS, now_ms))
     if code in rules.refused:
         return Rejected(rules.meaning.get(code, "REFUSED"), text)

@@ -212,7 +212,14 @@ class CcxtVenue:
             return Throttled(closed.retry_at_ms)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the order may be at the venue
             answer = error
-        return place_outcome(answer, request, self.rules, now_ms=self._clock(), retry_at_ms=self.link.retry_at_ms())
+        return place_outcome(
+            answer,
+            request,
+            self.rules,
+            now_ms=self._clock(),
+            retry_at_ms=self.link.retry_at_ms(),
+            status=self.link.status(),
+        )
 
     async def _settled(self, request: OrderRequest, accepted: VenueOrder) -> VenueOrder:
         """Read the state of an accepted order: the answer to its placing holds ids only.
@@ -258,7 +265,12 @@ class CcxtVenue:
             if not is_finished(error, self.rules):
                 request = OrderRequest(client_order_id, symbol, "sell", Decimal(1), reduce_only=True)
                 outcome = place_outcome(
-                    error, request, self.rules, now_ms=self._clock(), retry_at_ms=self.link.retry_at_ms()
+                    error,
+                    request,
+                    self.rules,
+                    now_ms=self._clock(),
+                    retry_at_ms=self.link.retry_at_ms(),
+                    status=self.link.status(),
                 )
                 return outcome if isinstance(outcome, Throttled | Unknown) else Unknown(shown(error))
         for pause in (0.0, *SETTLE_PAUSES):
