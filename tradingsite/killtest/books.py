@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 from trading_app.choices import TERMINAL_ORDER_STATES, FillKind, OrderPurpose, OrderState
+from trading_app.client_ids import ACCOUNT_CHARS, DEPLOYMENT_CHARS, TOKEN_CHARS
 from trading_app.models import Bot, Fill, Order, Position
-from trading_app.orders import ACCOUNT_CHARS, DEPLOYMENT_CHARS, TOKEN_CHARS
 
 NEVER_PLACED = (OrderState.INTENT, OrderState.NOT_PLACED, OrderState.REJECTED)
 TOKEN = slice(ACCOUNT_CHARS + DEPLOYMENT_CHARS, ACCOUNT_CHARS + DEPLOYMENT_CHARS + TOKEN_CHARS)
@@ -80,11 +80,16 @@ def _compare_fills(bot: Bot, books: dict[str, Any], found: Differences) -> None:
 
 
 def _compare_positions(bot: Bot, books: dict[str, Any], found: Differences) -> None:
-    there = {each["code"]: Decimal(each["qty"]) for each in books["positions"] if Decimal(each["qty"])}
+    there = {_code(each["symbol"]): Decimal(each["qty"]) for each in books["positions"] if Decimal(each["qty"])}
     here = {row.symbol.code: row.quantity for row in Position.objects.open().filter(bot=bot).select_related("symbol")}
     for code in sorted(there.keys() | here.keys()):
         if there.get(code, 0) != here.get(code, 0):
             found.lost.append(f"{code}: the exchange holds {there.get(code, 0)}, the tables {here.get(code, 0)}")
+
+
+def _code(symbol: str) -> str:
+    """Return ccxt's code of a perpetual's name at Bybit."""
+    return f"{symbol.removesuffix('USDT')}/USDT:USDT"
 
 
 def _doubled(bot: Bot, there: dict[str, dict[str, Any]], found: Differences) -> None:

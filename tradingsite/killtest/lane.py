@@ -35,6 +35,13 @@ PAUSE = "pause"
 PAUSED_AFTER_SECONDS = 2.0
 
 
+TAIL = 3000
+
+
+class BotFailedError(RuntimeError):
+    """A bot ended although nobody had killed it."""
+
+
 @dataclass(slots=True)
 class Process:
     """A forked bot, and the lines that it says."""
@@ -59,10 +66,12 @@ class Process:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def end(self, number: int) -> None:
+    def end(self, number: int) -> bool:
+        """End it if it lives; returns False if it had ended with an error of its own."""
         self.signal(number)
-        os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)
         self.said.close()
+        return os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
 
 
 @dataclass(slots=True)
@@ -120,9 +129,13 @@ class Lane:
             alive = self._listen(process, HOOK_SECONDS)
             hook = hook if not alive else child.RANDOM  # nothing brought it there: it dies here
         self.report.hooks[hook] += 1
-        process.end(signal.SIGKILL)
+        self._end(process)
         self._killed_at = time.monotonic()
         self._row = self._newest_row()
+
+    def _end(self, process: Process, number: int = signal.SIGKILL) -> None:
+        if not process.end(number):
+            raise BotFailedError(f"a bot ended by itself; it said:\n{_tail(self.log)}")
 
     def _fork(self, hook: str = child.RANDOM, nth: int = 0) -> Process:
         connections.close_all()
@@ -159,8 +172,7 @@ class Lane:
     def _pause(self) -> None:
         """Freeze the bot until another has the account and trades; then it wakes and must send nothing."""
         frozen = self._fork()
-        if not self._until_reconciled(frozen):
-            raise RuntimeError("a bot that nobody killed has ended: see its log")
+        self._until_reconciled(frozen)
         self._listen(frozen, fence().total_seconds() + self._random.uniform(0.5, RUN_SECONDS))
         frozen.signal(signal.SIGSTOP)
         other = self._fork()
@@ -174,8 +186,8 @@ class Lane:
             sent += sum(line["sent"] for line in said if line["lease"] != "held")
         if sent:
             self.report.say("stale", [f"a bot that had lost its account sent {sent} orders when it woke"])
-        frozen.end(signal.SIGKILL)
-        other.end(signal.SIGKILL)
+        self._end(frozen)
+        self._end(other)
         self.report.pauses += 1
         self._killed_at = None
         self._row = self._newest_row()
@@ -213,7 +225,7 @@ class Lane:
         self._listen(process, fence().total_seconds() + RUN_SECONDS)
         self._judged = 0  # all rows, once
         self._judge(process)
-        process.end(signal.SIGTERM)
+        self._end(process, signal.SIGTERM)
         books = self._books()
         self.report.say("unprotected", unprotected(books, deadline_ms=self.deadline_seconds * 1000 * self.speed))
         longest = max((each["naked_longest_ms"] for each in books["episodes"]), default=0)
@@ -235,3 +247,7 @@ class Lane:
 
 def open_log(folder: Path) -> IO[str]:
     return (folder / "bots.log").open("a")
+
+
+def _tail(log: IO[str]) -> str:
+    return Path(log.name).read_text(errors="replace")[-TAIL:]

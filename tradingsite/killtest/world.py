@@ -23,7 +23,7 @@ from training_app.models import ActiveModel, ArtifactSymbol, ModelArtifact, Trai
 
 HISTORY_DAYS = 10
 FRESH_FOR = dt.timedelta(days=3650)
-NO_LIMIT = 1.0
+NO_LIMIT = 0.99
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ INNER = "KILLTEST_INNER"
 SPEED = 200.0
 """Market seconds per real second: a 5-minute candle closes every 1.5 s."""
 DEADLINE_SECONDS = 10.0
+FILL_SLICES = 2
+"""Executions that make one fill of a taker, so that positions grow in parts."""
 ACCOUNT = ("loopback-key", "loopback-secret")
 ROOT = Path(__file__).resolve().parents[3]
 SIGNAL = ROOT / "tradingsite" / "killtest" / "always.py"
@@ -57,6 +60,7 @@ class Command(BaseCommand):
         if os.environ.get(INNER):
             self._lane(json.loads(os.environ[INNER]))
             return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that exchanges and lanes are ended
         for name in ("runs", "lanes", "symbols"):
             if options[name] < 1:
                 raise CommandError(f"--{name} is {options[name]}: it must be 1 or more.")
@@ -107,6 +111,8 @@ class Command(BaseCommand):
                 "EXCHANGE": "live",
                 "EXCHANGE_MARKET": "bybit",
                 "EXCHANGE_URL": url,
+                "LIVE_TRADING_CONFIRM": "main",
+                "BOT_NAME": "main",
                 "API_KEY": ACCOUNT[0],
                 "API_SECRET": ACCOUNT[1],
                 "TIMEFRAME": "5m",
@@ -158,11 +164,11 @@ def _exchange(
     arguments = {
         "port": 0, "state": folder / "exchange.sqlite3", "seed": seed, "symbols": options["symbols"], "speed": SPEED,
         "origin-ms": round(origin.timestamp() * 1000), "real-origin": round(real_origin.timestamp() * 1000),
-        "balance": 1_000_000, "api-key": ACCOUNT[0], "api-secret": ACCOUNT[1],
+        "fill-slices": FILL_SLICES, "balance": 1_000_000, "api-key": ACCOUNT[0], "api-secret": ACCOUNT[1],
     }  # fmt: skip
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bybit", *words], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        [sys.executable, "-m", "tests.bybit", "--no-specials", *words], stdout=subprocess.PIPE, cwd=ROOT, text=True
     )
     try:
         assert process.stdout is not None  # noqa: S101 - for the type checker
