@@ -14,6 +14,7 @@ from coverage_app.models import Symbol
 from ops_app.clock import SimulatedClock
 from ops_app.models import Alert, Event
 from ops_app.queue import Message
+from quant.label_spec import LabelSpec
 from tests.factories import UserFactory
 from tests.training.conftest import train_model
 from training_app import activation, artifacts, housekeeping, selectors, services
@@ -342,6 +343,20 @@ def test_r11_changed_features_lead_to_one_run_and_the_old_model_covers_nothing(
     (slot,) = selectors.active_models()
     assert not slot.usable
     assert serving(scope) == two[1]
+
+
+def test_i12_models_that_learnt_by_older_rules_of_a_trade_lead_to_one_run_and_cover_nothing(
+    two: tuple[ModelArtifact, ModelArtifact], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    stored = LabelSpec().to_dict()
+    del stored["version"]
+    ModelArtifact.objects.update(label_hash=LabelSpec.from_dict(stored).hash)
+    sim.advance(dt.timedelta(hours=7))
+    runs = [run for _ in range(60) for run in _plan_and_wait(sim)]
+    assert [run.cause.partition(":")[0] for run in runs] == ["NO_MODEL"]
+    assert not any(state.covered for state in selectors.symbol_states())
+    refusals = [{each.code for each in entry.refusals} for entry in selectors.registry_view()]
+    assert refusals == [{"LABEL_SPEC"}] * 2, "that is all there is against them"
 
 
 def test_i9_the_bot_finds_what_changed_by_one_query(

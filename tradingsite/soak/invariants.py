@@ -11,7 +11,7 @@ from django.db.models import Count, F, Q
 
 from coverage_app.models import Block, Symbol
 from ops_app import clock
-from trading_app.choices import OPEN_ORDER_STATES, OrderPurpose, OrderState
+from trading_app.choices import OPEN_ORDER_STATES, RESTING_PURPOSES, OrderPurpose, OrderState
 from trading_app.models import Bot, Decision, Fill, Order, Position
 from training_app.choices import OPEN_STATES, ActivationState, RunState, RunTrigger
 from training_app.models import Activation, ActiveModel, ArtifactSymbol, ModelArtifact, RunSymbol, TrainingRun
@@ -103,6 +103,16 @@ def positions_are_protected() -> Iterator[str]:
             yield f"I18: position {position.pk} has neither a stop nor an exit on its way"
 
 
+def nothing_rests_for_a_closed_position() -> Iterator[str]:
+    """What is left of a stop or target goes with its position, or it would reduce the next one at an old price."""
+    resting = Order.objects.open().filter(purpose__in=RESTING_PURPOSES)
+    for order in resting.filter(position__closed_at__lt=clock.market_now() - dt.timedelta(hours=1))[:5]:
+        yield f"I18: {order.purpose} {order.pk} rests although position {order.position_id} is closed"
+    targets = resting.filter(purpose=OrderPurpose.TARGET).order_by()
+    for row in targets.values("position").annotate(n=Count("id")).filter(n__gt=1)[:5]:
+        yield f"I18: position {row['position']} has {row['n']} orders at its target"
+
+
 def decisions_are_single() -> Iterator[str]:
     since = clock.market_now() - dt.timedelta(days=2)
     for bot in Bot.objects.all():  # by bot, because the table is large and its index begins with it
@@ -141,8 +151,8 @@ def fills_are_single() -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     one_open_run, verdicts, causes, intervals, attempts, tokens, activations, trades_are_covered, orders_are_single,
-    positions_are_protected, decisions_are_single, blocks_come_back, symbols_come_back, kill_switch_is_latched,
-    fills_are_single,
+    positions_are_protected, nothing_rests_for_a_closed_position, decisions_are_single, blocks_come_back,
+    symbols_come_back, kill_switch_is_latched, fills_are_single,
 )  # fmt: skip
 
 
