@@ -155,7 +155,7 @@ def _rank(schema: FeatureSchema, features: NDArray[np.float32]) -> None:
     """Write the cross-sectional ranks into finished rows [T, S, F]."""
     if not schema.market_wide:
         return
-    keys = np.empty((features.shape[0], len(kernel.RANKED), features.shape[1]), dtype=np.uint64)
+    keys = np.empty((features.shape[0], len(kernel.RANKED), features.shape[1]), dtype=np.uint32)
     kernel.pack_keys(features, keys)
     keys.sort(axis=-1)
     kernel.write_ranks(keys, features)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from quant import kernel
 from quant.features import FeatureState, replay, step, warm_cache
 from quant.panel import Panel
 from quant.schema import FEATURES, MAX_GAP_BARS, FeatureSchema
@@ -209,6 +210,50 @@ def test_ranks_run_from_zero_to_one_and_ties_share_their_mean() -> None:
     ties = (returns[None, :] == returns[:, None]).sum(1)
     np.testing.assert_allclose(ranks, (below + (ties - 1) / 2) / 4, rtol=1e-6)
     assert ties.tolist()[:2] == [2, 2]
+
+
+@pytest.mark.parametrize("n_symbols", [3, 4, 5, 300])
+def test_ranks_are_exact_where_numbers_differ_in_their_last_bits_only(n_symbols: int) -> None:
+    random = np.random.default_rng(n_symbols)
+    out = np.full((40, n_symbols, N), np.nan, dtype=np.float32)
+    near = random.integers(0, 40, (40, n_symbols)).astype(np.uint32) + np.float32(0.01).view(np.uint32)
+    some = np.array([-np.inf, -0.5, -0.0, 0.0, 1e-40, 0.5, np.inf, np.nan], dtype=np.float32)
+    ranked = [EVERY.index(name) for name in ("return_24", "volatility_24", "volume_zscore_24")]
+    out[..., ranked[0]] = near.view(np.float32)
+    out[..., ranked[1]] = -near.view(np.float32)
+    out[..., ranked[2]] = random.choice(some, (40, n_symbols))
+    keys = np.empty((40, 3, n_symbols), dtype=np.uint32)
+    kernel.pack_keys(out, keys)
+    keys.sort(axis=-1)
+    kernel.write_ranks(keys, out)
+    for position, source in enumerate(ranked):
+        values = out[..., source].astype(np.float64)
+        known = np.isfinite(values) | np.isinf(values)
+        below = (values[:, None, :] < values[:, :, None]).sum(-1)
+        ties = (values[:, None, :] == values[:, :, None]).sum(-1)
+        count = known.sum(-1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            expected = np.where(known & (count >= 3), (below + (ties - 1) / 2) / (count - 1), np.nan)
+        np.testing.assert_allclose(out[..., N - 3 + position], expected, rtol=1e-6)
+
+
+def test_channels_are_exact_from_the_first_candle_on_and_count_from_the_newest_of_equal_prices() -> None:
+    panel = random_panel(12, 700, 3)
+    names = ("open", "high", "low", "close")
+    prices = {name: getattr(panel, name) / panel.close.mean(axis=0) * 100 for name in names}
+    # On so coarse a grid most highs are equal to others.
+    prices["high"], prices["low"] = high, low = np.ceil(prices["high"]), np.floor(prices["low"])
+    features = features_of(dataclasses.replace(panel, **prices), OWN)
+    counted = ("bars_since_high_168", "bars_since_low_168", "donchian_width_24")
+    since_highs, since_lows, widths = (features[..., OWN.index(name)] for name in counted)
+    for t in range(168, 700):
+        for s in range(3):
+            tops, bottoms = high[t - 167 : t + 1, s], low[t - 167 : t + 1, s]
+            since_high, since_low = np.argmax(tops[::-1]), np.argmin(bottoms[::-1])
+            assert since_highs[t, s] == pytest.approx(since_high / 168)
+            assert since_lows[t, s] == pytest.approx(since_low / 168)
+            width = tops[-24:].max() - bottoms[-24:].min()
+            assert widths[t, s] == pytest.approx(width / prices["close"][t, s])
 
 
 def test_market_features_equal_their_formulas() -> None:
