@@ -191,6 +191,7 @@ class ArtifactFactory(DjangoModelFactory):
     sha256 = "0" * 64
     training_mode = factory.LazyAttribute(lambda row: _required(row, "training_mode", row.scope.training_mode))
     symbol_encoding = factory.LazyAttribute(lambda row: _required(row, "symbol_encoding", "index"))
+    blend = factory.LazyAttribute(lambda row: _required(row, "blend", "none"))
     timeframe = factory.LazyAttribute(lambda row: _required(row, "timeframe", row.scope.timeframe))
     signal = factory.LazyAttribute(lambda row: _required(row, "signal", "trend"))
     schema_hash = factory.LazyAttribute(lambda row: _required(row, "schema_hash", "s" * 64))

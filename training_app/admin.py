@@ -137,7 +137,8 @@ class ModelArtifactAdmin(TrainingAdmin):
     fields = (
         ("scope", "version", "run"), "against", "gates_table", "tuning", "drift_table",
         ("threshold", "score", "gates_passed"),
-        ("training_mode", "symbol_encoding", "timeframe", "signal"), ("schema_hash", "label_hash", "label_spec"),
+        ("training_mode", "symbol_encoding", "timeframe", "signal", "blend"),
+        ("schema_hash", "label_hash", "label_spec"),
         ("data_start", "data_end", "data_hash"), ("directory", "size", "sha256"), ("library_versions", "fencing_token"),
         ("retired_at", "retired_reason"), "integrity_error", "panel_symbols", "metrics",
     )  # fmt: skip

@@ -183,6 +183,7 @@ def _check_same(artifact: ModelArtifact, model: MetaModel) -> None:
     said = {
         "schema_hash": (model.facts.get("schema_hash", artifact.schema_hash), artifact.schema_hash),
         "symbol_encoding": (model.symbol_encoding, artifact.symbol_encoding),
+        "blend": (model.blend, artifact.blend),
         "panel_symbols": (list(model.panel_symbols), list(artifact.panel_symbols)),
     }
     for name, (in_files, in_row) in said.items():

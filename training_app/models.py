@@ -178,6 +178,7 @@ class ModelArtifact(models.Model):
     sha256 = models.CharField(max_length=64, help_text="Over the names and contents of all files.")
     training_mode = models.CharField(max_length=16)
     symbol_encoding = models.CharField(max_length=16)
+    blend = models.CharField(max_length=16, default="none", help_text="What is blended with the trees.")
     timeframe = models.CharField(max_length=8)
     signal = models.CharField(max_length=40)
     schema_hash = models.CharField(max_length=64)

@@ -54,6 +54,7 @@ def requirement(market: str | None = None, *, symbols: Iterable[str] = ()) -> Mo
         signal=settings.PRIMARY_SIGNAL,
         label_hash=label_spec().hash,
         symbols=frozenset(symbols),
+        blend=settings.TRAIN_BLEND,
     )
 
 
@@ -78,6 +79,7 @@ def facts(artifact: ModelArtifact, symbols: Iterable[str] = ()) -> ArtifactFacts
         score=artifact.score,
         created_ms=to_ms(artifact.created_at),
         gates_passed=artifact.gates_passed,
+        blend=artifact.blend,
         integrity_error=artifact.integrity_error or None,
         retired=(artifact.retired_reason or "rolled back") if artifact.retired_at is not None else None,
     )

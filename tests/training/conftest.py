@@ -170,6 +170,7 @@ def small_training(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
         return TrainingSpec.small(
             training_mode=settings.TRAINING_MODE,
             symbol_encoding=settings.SYMBOL_ENCODING,
+            blend=settings.TRAIN_BLEND,
             timeframe=settings.TIMEFRAME,
             signal=settings.PRIMARY_SIGNAL,
         )

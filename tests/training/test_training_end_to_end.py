@@ -13,13 +13,15 @@ from coverage_app.models import Block, Symbol
 from marketdata.store import CandleStore
 from ops_app.clock import SimulatedClock
 from ops_app.queue import Message
+from quant.compatibility import RefusalCode
 from quant.panel import Panel
 from quant.timeframes import to_ms
 from tests.factories import EPOCH, MARKET, BotFactory, DecisionFactory, PositionFactory, SymbolFactory
 from tests.training.conftest import simulated_candles
 from trading_app.selectors import promises
-from training_app import artifacts, execution, policies, services
+from training_app import artifacts, execution, policies, registry, services
 from training_app.choices import RunState, Verdict
+from training_app.exceptions import ArtifactError
 from training_app.models import ActiveModel, ModelArtifact, RunSymbol, TrainingRun
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("small_training")]
@@ -58,6 +60,25 @@ def test_a_multi_symbol_model_is_trained_judged_and_leaves_a_verdict_for_every_s
     log = TrainingRun.objects.get().log
     assert "fold 1" in log
     assert "publishing" in log
+
+
+def test_i12_a_model_of_another_blend_is_refused(
+    settings: Any, sim: SimulatedClock, sent: list[Message], stored_market: StoreMarket
+) -> None:
+    settings.TRAIN_BLEND = "logistic"
+    stored_market(n_symbols=8)
+    (run,) = plan_after_debounce(sim)
+    execute(run)
+    artifact = ModelArtifact.objects.get()
+    assert artifact.blend == artifacts.load(artifact).blend == "logistic"
+    assert artifact.metrics["logistic_share"] == artifacts.load(artifact).logistic.weight
+    assert RefusalCode.BLEND not in {each.code for each in registry.refusals_of(artifact)}
+    settings.TRAIN_BLEND = "none"
+    (refusal,) = [each for each in registry.refusals_of(artifact) if each.code is RefusalCode.BLEND]
+    assert refusal.text == "BLEND: has=logistic, needs=none"
+    artifact.blend = "none"  # the row says one thing and the files another
+    with pytest.raises(ArtifactError, match="blend is logistic in the files, none in the database"):
+        artifacts.load(artifact)
 
 
 def test_the_numbers_that_live_trading_is_compared_with_are_in_a_trained_artifact(

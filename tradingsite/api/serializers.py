@@ -104,8 +104,8 @@ class ArtifactSerializer(serializers.ModelSerializer[ModelArtifact]):
         model = ModelArtifact
         fields = [
             "id", "scope_key", "version", "run", "size", "sha256", "training_mode", "symbol_encoding", "timeframe",
-            "signal", "schema_hash", "label_spec", "label_hash", "library_versions", "threshold", "score", "metrics",
-            "gates", "gates_passed", "panel_symbols", "data_start", "data_end", "data_hash", "retired_at",
+            "signal", "blend", "schema_hash", "label_spec", "label_hash", "library_versions", "threshold", "score",
+            "metrics", "gates", "gates_passed", "panel_symbols", "data_start", "data_end", "data_hash", "retired_at",
             "retired_reason", "integrity_error", "created_at",
         ]  # fmt: skip
 

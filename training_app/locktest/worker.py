@@ -68,6 +68,7 @@ class FakeModel:
 
     seed: int
     symbol_encoding: str = "index"
+    blend: str = "none"
     threshold: float = 0.55
 
     def save(self, folder: Path) -> None:

@@ -47,6 +47,7 @@ def draft_artifact(claim: Claim, result: TrainingResult, written: WrittenArtifac
         sha256=written.sha256,
         training_mode=run.scope.training_mode,
         symbol_encoding=result.model.symbol_encoding,
+        blend=result.model.blend,
         timeframe=run.scope.timeframe,
         signal=spec.signal,
         schema_hash=registry.feature_schema().hash,
