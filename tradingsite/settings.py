@@ -295,6 +295,8 @@ SPECTACULAR_SETTINGS = {
         "RefreshTriggerEnum": "coverage_app.choices.RefreshTrigger",
         "RunStateEnum": "training_app.choices.RunState",
         "RunTriggerEnum": "training_app.choices.RunTrigger",
+        "VerdictEnum": "training_app.choices.Verdict",
+        "WatchVerdictEnum": "training_app.choices.WatchVerdict",
     },
 }
 

@@ -21,8 +21,8 @@ from tests import factories as make
 from trading_app.models import Bot
 from tradingsite import setup_steps
 from tradingsite.permissions import ROLES
-from training_app.choices import ActivationKind, ActivationState
-from training_app.models import Activation, ActiveModel, ModelArtifact, TrainingRun, TrainingScope
+from training_app.choices import ActivationKind, ActivationState, WatchVerdict
+from training_app.models import Activation, ActiveModel, ModelArtifact, ModelWatch, TrainingRun, TrainingScope
 
 PASSWORD = "a-long-secret-of-tests"
 
@@ -104,6 +104,14 @@ def world(now: clock.SimulatedClock) -> World:
     Activation.objects.create(
         pk=1, slot=active.slot, artifact=artifact, kind=ActivationKind.MANUAL, state=ActivationState.APPLIED,
         generation=active.generation, requested_at=make.EPOCH, decided_at=make.EPOCH,
+    )  # fmt: skip
+    ModelWatch.objects.create(
+        pk=1, artifact=artifact, at=make.EPOCH, since=make.EPOCH, samples=300, drifted=1, psi_max=0.75, trades=25,
+        wins=15, promised_precision=0.6, verdict=WatchVerdict.STEADY, text="STEADY: drifted=1, features=40",
+        features=[{"feature": "atr_pct", "psi": 0.75, "bound": 0.25, "missing": 0.0, "missing_before": 0.0,
+                   "drifted": True},
+                  {"feature": "beta_168", "psi": 2.5, "bound": None, "missing": 0.0, "missing_before": 0.0,
+                   "drifted": False}],
     )  # fmt: skip
     make.UniverseRefreshFactory(pk=1)
     make.EventFactory(pk=1)

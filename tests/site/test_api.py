@@ -29,6 +29,7 @@ from training_app.models import Activation, TrainingRun
 LISTS = (
     "symbols", "blocks", "universe-refreshes", "runs", "artifacts", "active-models", "activations", "bots", "decisions",
     "orders", "fills", "positions", "equity", "risk-events", "events", "alerts",
+    "watches",
 )  # fmt: skip
 Call = Callable[[str], APIClient]
 
@@ -71,6 +72,8 @@ def test_the_status_shows_the_whole_and_says_that_the_market_is_simulated(world:
         ("decisions/?outcome=ENTER", []),
         ("positions/?closed_at__isnull=true", [1]),
         ("orders/?client_order_id=nothing", []),
+        ("watches/?verdict__in=steady,drifted", [1]),
+        ("watches/?asks=true", []),
     ],
 )
 def test_lists_are_filtered(world: World, call: Call, path: str, ids: list[int]) -> None:
@@ -89,6 +92,23 @@ def test_a_page_of_symbols_costs_the_same_for_any_number(world: World, call: Cal
     few = queries()
     make.SymbolFactory.create_batch(190)
     assert queries() == few
+
+
+def test_a_watch_shows_drift_and_promise_of_an_active_model(world: World, call: Call) -> None:
+    client = call("viewer")
+    (row,) = client.get("/api/v1/watches/newest/").json()
+    assert (row["scope_key"], row["artifact"], row["verdict"]) == (world.active.slot, 1, "steady")
+    assert (row["psi_max"], row["promised_precision"], row["trades"], row["wins"]) == (0.75, 0.6, 25, 15)
+    assert "features" not in row
+    features = client.get("/api/v1/watches/1/").json()["features"]
+    assert [(each["feature"], each["bound"], each["drifted"]) for each in features] == [
+        ("atr_pct", 0.25, True),
+        ("beta_168", None, False),
+    ]
+    problem(client.get("/api/v1/watches/2/"), 404)
+    problem(call("admin").delete("/api/v1/watches/1/"), 405)
+    world.active.delete()
+    assert client.get("/api/v1/watches/newest/").json() == []
 
 
 # --- errors, all in the form of RFC 9457 ---

@@ -4,7 +4,7 @@ from django.urls import include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.routers import DefaultRouter
 
-from tradingsite.api import views_coverage, views_status, views_trading, views_training
+from tradingsite.api import views_coverage, views_status, views_trading, views_training, views_watches
 
 app_name = "api"  # a namespace: the pages have actions of the same names
 router = DefaultRouter()
@@ -16,6 +16,7 @@ router.register("runs", views_training.RunViewSet)
 router.register("artifacts", views_training.ArtifactViewSet)
 router.register("active-models", views_training.ActiveModelViewSet)
 router.register("activations", views_training.ActivationViewSet)
+router.register("watches", views_watches.WatchViewSet)
 router.register("bots", views_trading.BotViewSet)
 router.register("decisions", views_trading.DecisionViewSet)
 router.register("orders", views_trading.OrderViewSet)
