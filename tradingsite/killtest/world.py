@@ -14,6 +14,8 @@ from coverage_app.models import Symbol
 from exchanges.simulated import SimulatedMarket
 from ops_app import clock
 from ops_app.models import MarketClock
+from quant.features import FeatureState, replay, step
+from quant.panel import Panel
 from quant.timeframes import DAY_MS, from_ms, timeframe_ms, to_ms
 from trading_app import services
 from trading_app.models import Bot
@@ -78,6 +80,25 @@ def prepare(*, seed: int, symbols: int, origin: dt.datetime, real_origin: dt.dat
         daily_loss_limit=NO_LIMIT, max_drawdown=NO_LIMIT, max_position=0.01, max_positions=symbols
     )
     return bot
+
+
+def warm_up() -> None:
+    """Import what a bot imports when it trades, and compile its kernels, so that no fork of this process has to.
+
+    Neither starts a thread: after one a fork would not be safe.
+    """
+    import ccxt.async_support  # noqa: F401
+
+    schema = registry.feature_schema()
+    nothing = np.full((2, 1), np.nan)
+    panel = Panel(
+        symbols=("none",), step_ms=timeframe_ms(settings.TIMEFRAME), open_time=np.array([0, 1]) * timeframe_ms(
+            settings.TIMEFRAME
+        ), open=nothing, high=nothing, low=nothing, close=nothing, volume=nothing, funding=np.zeros((2, 1)),
+    )  # fmt: skip
+    state = FeatureState.create(schema, 1, step_ms=panel.step_ms)
+    replay(state, panel.rows(0, 1))
+    step(state, **panel.row(1)._asdict())
 
 
 def _activate(symbols: list[Symbol], now: dt.datetime, since: dt.datetime) -> None:

@@ -140,10 +140,11 @@ class Command(BaseCommand):
         from coverage_app.models import Symbol
         from trading_app.venue import RECEIVE_WINDOW
         from tradingsite.killtest.lane import Lane, open_log
-        from tradingsite.killtest.world import prepare
+        from tradingsite.killtest.world import prepare, warm_up
 
         origin, real_origin = (dt.datetime.fromisoformat(lane[name]) for name in ("origin", "real_origin"))
         bot = prepare(seed=lane["seed"], symbols=lane["symbols"], origin=origin, real_origin=real_origin, speed=SPEED)
+        warm_up()
         codes = tuple(Symbol.objects.order_by("code").values_list("code", flat=True))
         report = KillReport()
         with open_log(Path(settings.DATA_DIR)) as log:
