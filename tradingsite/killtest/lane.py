@@ -21,14 +21,15 @@ from django.db.models import Max
 from trading_app.models import Bot, Fill, Order
 from trading_app.takeover import fence
 from tradingsite.killtest import bot as child
+from tradingsite.killtest import faults
 from tradingsite.killtest.books import Differences, compare, unprotected
 from tradingsite.killtest.report import KillReport
 
-RUN_SECONDS = 4.0
-"""A bot that is killed at a random moment has traded for up to so long."""
+RUN_SECONDS, LONG_RUN_SECONDS = 4.0, 60.0
+"""A bot that is killed at a random moment has traded for up to so long; the long one where orders are counted."""
 HOOK_SECONDS = 30.0
 MOST_NTH = 4
-AGREE_SECONDS = 25.0
+AGREE_SECONDS = 60.0
 """The tables may lag behind an exchange that trades on: what still differs after this is lost."""
 START_SECONDS = 60.0
 PAUSE = "pause"
@@ -93,20 +94,24 @@ class Lane:
     say: Callable[[str], None] = lambda _text: None
     _random: random.Random = field(init=False)
     _killed_at: float | None = None
+    _seconds: float = RUN_SECONDS
     _row: int = 0
     _judged: int = 0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
 
-    def run(self, *, runs: int, orders: int = 0, pauses: int = 0) -> KillReport:
+    def run(self, *, runs: int, orders: int = 0, pauses: int = 0, with_faults: bool = False) -> KillReport:
         """Kill `runs` times, and go on until the exchange has `orders`; then end the bot in peace and compare all."""
+        if with_faults:
+            faults.start(self.url, self.seed)
+        self._seconds = LONG_RUN_SECONDS if orders else RUN_SECONDS
         pause_at = {round((number + 1) * runs / (pauses + 1)) for number in range(pauses)}
         while self.report.runs < runs or self._orders() < orders:
             if self.report.runs in pause_at:
                 pause_at.discard(self.report.runs)
                 self._pause()
-            hook = self._random.choice((child.RANDOM, *child.HOOKS))
+            hook = self._random.choice((child.RANDOM,) if orders else (child.RANDOM, *child.HOOKS))
             self._run(hook)
             self.report.runs += 1
             if self.report.runs % 10 == 0:
@@ -124,7 +129,7 @@ class Lane:
             self.report.reconciled.append(time.monotonic() - self._killed_at)
             alive = self._judge(process)
         if alive and hook == child.RANDOM:
-            self._listen(process, fence().total_seconds() + self._random.uniform(0, RUN_SECONDS))
+            self._listen(process, fence().total_seconds() + self._random.uniform(0, self._seconds))
         elif alive:
             alive = self._listen(process, HOOK_SECONDS)
             hook = hook if not alive else child.RANDOM  # nothing brought it there: it dies here
@@ -230,6 +235,7 @@ class Lane:
         self.report.say("unprotected", unprotected(books, deadline_ms=self.deadline_seconds * 1000 * self.speed))
         longest = max((each["naked_longest_ms"] for each in books["episodes"]), default=0)
         self.report.longest_naked_seconds = round(longest / 1000 / self.speed, 2)
+        self.report.faults.update(faults.happened(self.url))
         self.report.orders = self._orders()
         self.report.fills = Fill.objects.filter(bot=self.bot).count()
 

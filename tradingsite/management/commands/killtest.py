@@ -153,7 +153,7 @@ class Command(BaseCommand):
                 deadline_seconds=DEADLINE_SECONDS, window_seconds=RECEIVE_WINDOW.total_seconds(), report=report,
                 say=lambda text: self.stderr.write(f"lane {lane['number']}: {text}"),
             )  # fmt: skip
-            test.run(runs=lane["runs"], orders=lane["orders"], pauses=lane["pauses"])
+            test.run(runs=lane["runs"], orders=lane["orders"], pauses=lane["pauses"], with_faults=lane["faults"])
         self.stdout.write(json.dumps(report.to_dict(whole=True)))
 
 
