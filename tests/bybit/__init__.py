@@ -11,10 +11,11 @@ prints `listening on http://127.0.0.1:8765`. Then, with ccxt:
         ("public", "private", "spot", "futures", "v2"), base)}, "options": {"defaultType": "swap",
         "fetchMarkets": {"types": ["linear"]}}})
 
-`curl $base/control/books` shows the truth, `curl -d '{"type": "liquidate"}' $base/control/event` lets something happen
-(`control.py` lists the events), `curl -d '{"seed": 1, "rules": [{"kind": "reset", "path": "order/create", "phase":
-"after", "probability": 0.1}]}' $base/control/faults` lets things go wrong (`faults.py` lists the kinds). The state file
-survives `kill -9`; stop the server with SIGTERM.
+`curl $base/control/books` (`?brief=1` for a short one) shows the truth,
+`curl -d '{"type": "liquidate"}' $base/control/event` lets something happen (`control.py` lists the events),
+`curl -d '{"seed": 1, "rules": [{"kind": "reset", "path": "order/create", "phase": "after", "probability": 0.1}]}'
+$base/control/faults` lets things go wrong (`faults.py` lists the kinds). The state file survives `kill -9`; stop the
+server with SIGTERM.
 
 With `--speed S` an exchange second takes 1/S of a real one: `origin + (real - real origin) * speed`, the very function
 of `ops_app.clock.market_time`; give the row's `market_start` and `real_start` as `--origin-ms` and `--real-origin-ms`.

@@ -41,6 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate-limited", action="store_true", help="Bybit's limits per second and endpoint")
     parser.add_argument("--fill-slices", type=int, default=2, help="executions that make one taker fill")
     parser.add_argument("--fill-delay-ms", type=int, default=0, help="exchange ms between them")
+    parser.add_argument("--match-delay-ms", type=int, default=0, help="until an accepted order begins to fill")
+    parser.add_argument("--cancel-delay-ms", type=int, default=0, help="until an accepted cancel is done")
     parser.add_argument("--visible-delay-ms", type=int, default=0, help="until a new order can be looked up")
     parser.add_argument("--history-delay-ms", type=int, default=0, help="until an ended order is in the history")
     parser.add_argument("--log", type=Path, help="every request and its answer")
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log=log,
         fill_slices=given.fill_slices,
         fill_delay_ms=given.fill_delay_ms,
+        match_delay_ms=given.match_delay_ms,
+        cancel_delay_ms=given.cancel_delay_ms,
         visible_delay_ms=given.visible_delay_ms,
         history_delay_ms=given.history_delay_ms,
     )

@@ -69,11 +69,11 @@ class Account:
         return sum((abs(each.qty) * self.mark(each.symbol) * MAINTENANCE_RATE for each in self.held()), ZERO)
 
     def order_margin(self) -> Decimal:
-        return sum(
-            (each.leaves * each.price / self.leverage(each.symbol)
-             for each in self.store.open_orders.values() if not each.is_waiting and not each.reduce_only),
-            ZERO,
-        )  # fmt: skip
+        values: dict[str, Decimal] = {}
+        for each in self.store.open_orders.values():
+            if not each.is_waiting and not each.reduce_only:
+                values[each.symbol] = values.get(each.symbol, ZERO) + each.leaves * each.price
+        return sum((value / self.leverage(symbol) for symbol, value in values.items()), ZERO)
 
     def available(self) -> Decimal:
         used = sum((self.position_margin(each) for each in self.held()), ZERO)

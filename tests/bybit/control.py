@@ -12,6 +12,9 @@ from tests.bybit.keys import ApiKey
 from tests.bybit.records import ZERO, text, to_json
 
 Event = dict[str, Any]
+SETTINGS = (
+    "fill_slices", "fill_delay_ms", "match_delay_ms", "cancel_delay_ms", "visible_delay_ms", "history_delay_ms",
+)  # fmt: skip
 
 
 class Control:
@@ -51,8 +54,11 @@ class Control:
         with self._engine.effect():
             self.events[kind]({name: value for name, value in event.items() if name != "type"})
 
-    def books(self) -> dict[str, Any]:
-        """The truth, as JSON. Times are exchange ms, durations too (`speed` of them pass in a real ms)."""
+    def books(self, *, brief: bool = False) -> dict[str, Any]:
+        """The truth, as JSON. Times are exchange ms, durations too (`speed` of them pass in a real ms).
+
+        `brief` leaves out the lists that grow for ever: orders (open ones stay), executions, attempts.
+        """
         engine = self._engine
         with engine.effect() as now:
             account, store = engine.account, engine.store
@@ -65,11 +71,14 @@ class Control:
                     "available": text(account.available()),
                     "deposits": store.state["deposits"],
                 },
-                "orders": [{**to_json(order), "accepted_ms": order.created_ms} for order in store.orders.values()],
-                "executions": [to_json(each) for each in store.executions],
+                "orders": [
+                    {**to_json(order), "accepted_ms": order.created_ms}
+                    for order in (store.open_orders if brief else store.orders).values()
+                ],
+                "executions": [] if brief else [to_json(each) for each in store.executions],
                 "positions": [self._position(each.symbol, now) for each in account.held()],
                 "episodes": [each.at(now) for each in store.episodes],
-                "attempts": store.attempts,
+                "attempts": [] if brief else store.attempts,
                 "contracts": store.state.get("contracts", {}),
                 "key": {name: value for name, value in asdict(self._key).items() if name != "secret"},
             }
@@ -132,9 +141,9 @@ class Control:
         self._engine.store.put_state("key", state)
 
     def _settings(self, event: Event) -> None:
-        """fill_slices, fill_delay_ms, visible_delay_ms, history_delay_ms of the engine."""
+        """`SETTINGS` of the engine."""
         for name, value in event.items():
-            if name not in ("fill_slices", "fill_delay_ms", "visible_delay_ms", "history_delay_ms"):
+            if name not in SETTINGS:
                 raise ValueError(f"{name!r} is no setting of the exchange")
             setattr(self._engine, name, int(value))
 

@@ -22,9 +22,9 @@ from tests.bybit.tape import Contract
 
 
 class BybitExchange(Matcher):
-    """`fill_slices` executions make one taker fill, `fill_delay_ms` (exchange time) apart; 0: all at once.
-
-    `visible_delay_ms`: a new order cannot be looked up before. `history_delay_ms`: nor found in the history.
+    """`fill_slices` executions make one taker fill, the first `match_delay_ms` (exchange time) after the answer, the
+    others `fill_delay_ms` apart. `visible_delay_ms`: a new order cannot be looked up before; `history_delay_ms`: an
+    ended one is not in the history before; `cancel_delay_ms`: how long a cancel that was acknowledged takes.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class BybitExchange(Matcher):
         speed: float = 1.0,
         fill_slices: int = 2,
         fill_delay_ms: int = 0,
+        match_delay_ms: int = 0,
+        cancel_delay_ms: int = 0,
         visible_delay_ms: int = 0,
         history_delay_ms: int = 0,
     ) -> None:
@@ -44,6 +46,8 @@ class BybitExchange(Matcher):
         self.speed = speed
         self.fill_slices = fill_slices
         self.fill_delay_ms = fill_delay_ms
+        self.match_delay_ms = match_delay_ms
+        self.cancel_delay_ms = cancel_delay_ms
         self.visible_delay_ms = visible_delay_ms
         self.history_delay_ms = history_delay_ms
 
@@ -136,14 +140,18 @@ class BybitExchange(Matcher):
         if not order.is_open:
             self.remember(order)
             raise RefusedError(110001, "order not exists or too late to cancel")
-        self._cancel(order, "CancelByUser")
+        if self.cancel_delay_ms:  # acknowledged now, done later: the order may still trade
+            order.cancel_at_ms = order.cancel_at_ms or self.now_ms() + self.cancel_delay_ms
+            self.store.put_order(order)
+        else:
+            self.cancel_now(order, "CancelByUser", self.now_ms())
         return order
 
     def cancel_all(self, params: dict[str, Any], *, reason: str = "CancelByUser") -> list[Order]:
         symbol = params.get("symbol")
         found = [each for each in self.store.open_orders.values() if not symbol or each.symbol == symbol]
         for order in found:
-            self._cancel(order, reason)
+            self.cancel_now(order, reason, self.now_ms())
         return found
 
     def amend(self, params: dict[str, Any]) -> Order:
@@ -241,16 +249,6 @@ class BybitExchange(Matcher):
             self.account.finish(order, "Rejected", now, reject="EC_Others")
             self.remember(order)
         return bool(waiting)
-
-    def _cancel(self, order: Order, reason: str) -> None:
-        now = self.now_ms()
-        position = self.account.position(order.symbol)
-        self.account.finish(order, "Cancelled", now, cancel=reason)
-        for name in ("stop_id", "profit_id"):
-            if getattr(position, name) == order.order_id:
-                setattr(position, name, "")
-                self.store.put_position(position)
-        self.remember(order)
 
 
 def _default_tif(order_type: str) -> str:

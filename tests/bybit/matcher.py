@@ -25,6 +25,7 @@ class Matcher:
         self.data = data
         self.fill_slices = 1
         self.fill_delay_ms = 0
+        self.match_delay_ms = 0
         self.store = Store(state)
         self.tape = Tape(data, lambda: self.store.state.get("contracts", {}))
         self.account = Account(self.store, self.tape, balance=balance)
@@ -41,7 +42,9 @@ class Matcher:
             for bar in self.tape.bars(dict(cursors)):
                 self._run_slices(bar.closed_ms)
                 self.account.replayed[bar.name] = Decimal(repr(bar.close))
+                self._run_cancels(bar.opened_ms)
                 self._apply(bar)
+                self._run_cancels(bar.closed_ms)
                 cursors[bar.name] = bar.closed_ms
                 self._liquidate_if_due(bar.closed_ms)
             self.account.replayed.clear()
@@ -49,6 +52,7 @@ class Matcher:
             wanted |= {each.symbol for each in self.account.held()}
             self.store.put_state("cursors", {name: at for name, at in cursors.items() if name in wanted})
         self._run_slices(now)
+        self._run_cancels(now)
         self._settle_closed(now)
         self.store.flush()
 
@@ -77,6 +81,16 @@ class Matcher:
             self._own_order(position, -position.qty, price, now, "CreateByLiq", "BustTrade")
         if self.account.wallet < 0:  # the insurance fund bears the rest
             self.account.add_cash(-self.account.wallet)
+
+    def cancel_now(self, order: Order, reason: str, now: int) -> None:
+        """End an open order; a position's own stop is forgotten by its position too."""
+        position = self.account.position(order.symbol)
+        self.account.finish(order, "Cancelled", now, cancel=reason)
+        for name in ("stop_id", "profit_id"):
+            if getattr(position, name) == order.order_id:
+                setattr(position, name, "")
+                self.store.put_position(position)
+        self.remember(order)
 
     def remember(self, order: Order) -> None:
         if not any(each is order for each in self.recent):
@@ -124,7 +138,7 @@ class Matcher:
             self._end(order, now, "EC_NoEnoughQtyToFill")
             return
         for index, part in enumerate(_parts(got, self.fill_slices, rules.lot_size)):
-            order.slices.append([str(now + index * self.fill_delay_ms), str(part), str(price)])
+            order.slices.append([str(now + self.match_delay_ms + index * self.fill_delay_ms), str(part), str(price)])
         self.store.put_order(order)
         self._run_slices(now, only=order)
         if not order.slices:
@@ -133,7 +147,8 @@ class Matcher:
     def _run_slices(self, until: int, only: Order | None = None) -> None:
         orders = [only] if only is not None else [o for o in self.store.open_orders.values() if o.slices]
         for order in orders:
-            while order.slices and int(order.slices[0][0]) <= until and order.is_open:
+            last = min(until, order.cancel_at_ms or until)
+            while order.slices and int(order.slices[0][0]) <= last and order.is_open:
                 due, part, price = order.slices.pop(0)
                 qty = min(Decimal(part), order.leaves)
                 if order.reduce_only:
@@ -146,6 +161,11 @@ class Matcher:
                 self._end_of_taking(order, order.updated_ms)
             if not order.is_open:
                 self.remember(order)
+
+    def _run_cancels(self, until: int) -> None:
+        due = [each for each in self.store.open_orders.values() if 0 < each.cancel_at_ms <= until]
+        for order in due:
+            self.cancel_now(order, "CancelByUser", order.cancel_at_ms)
 
     def _end_of_taking(self, order: Order, now: int) -> None:
         immediate = order.order_type == "Market" or order.tif in ("IOC", "FOK")

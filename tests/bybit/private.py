@@ -141,9 +141,12 @@ class PrivateEndpoints:
         _require_scope(params)
         engine = self._engine
         orders: Iterable[Order] = engine.store.open_orders.values()
-        if params.get("orderId") or params.get("orderLinkId") or str(params.get("openOnly", "")) == "1":
-            ended = [each for each in engine.recent if not each.is_open]
-            orders = [*orders, *ended] if str(params.get("openOnly", "")) != "1" else ended
+        if params.get("orderId") or params.get("orderLinkId"):
+            named = engine.find(params)
+            is_known = named is not None and (named.is_open or any(each is named for each in engine.recent))
+            orders = [named] if named is not None and is_known else []
+        elif str(params.get("openOnly", "")) == "1":
+            orders = [each for each in engine.recent if not each.is_open]
         newest = engine.now_ms() - engine.visible_delay_ms
         found = [each for each in orders if self._is_asked(each, params) and each.created_ms <= newest]
         return _page(found, params, _order, _age_of_order, default=20, most=50)
@@ -154,9 +157,13 @@ class PrivateEndpoints:
         engine = self._engine
         now = engine.now_ms()
         since, until = _window(params, now)
+        orders: Iterable[Order] = engine.store.orders.values()
+        if params.get("orderId") or params.get("orderLinkId"):
+            named = engine.find(params)
+            orders = [] if named is None else [named]
         found = [
             each
-            for each in engine.store.orders.values()
+            for each in orders
             if not each.is_open
             and self._is_asked(each, params)
             and since <= each.created_ms <= until

@@ -47,6 +47,7 @@ class Order:
     active_ms: int = 0
     request_ms: int = 0
     age_ms: int = 0
+    cancel_at_ms: int = 0
     slices: list[list[str]] = field(default_factory=list)
 
     @property

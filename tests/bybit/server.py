@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from contextlib import suppress
 from decimal import Decimal
@@ -81,6 +82,8 @@ class BybitServer:
         self.faults = FaultPlan()
         self.requests: deque[str] = deque(maxlen=_KEPT_REQUESTS)
         self.refusals: Counter[int] = Counter()
+        #: Mistakes of this server itself: `stop` raises if there were any, so that no test passes over one.
+        self.errors: list[str] = []
         self._public = PublicEndpoints(self.engine)
         self._private = PrivateEndpoints(self.engine, self.key)
         self.control = Control(self.engine, self.key)
@@ -107,6 +110,8 @@ class BybitServer:
         self._server.server_close()
         self._thread.join()
         self.engine.close()
+        if self.errors:
+            raise AssertionError(f"the loopback exchange itself failed: {self.errors[0]}")
 
     def __enter__(self) -> BybitServer:
         self.start()
@@ -140,7 +145,7 @@ class BybitServer:
         payload = body.decode(errors="replace") if method == "POST" else query
         self.requests.append(f"{method} {target}")
         if path.startswith("/control/"):
-            return self._controlled(method, path, payload)
+            return self._controlled(method, path, query, payload)
         early = self._strike("before", method, path, payload)
         if early is not None:
             return early
@@ -261,11 +266,16 @@ class BybitServer:
         return Answer(200, json.dumps(told).encode())
 
     # ------------------------------------------------------------------- control
-    def _controlled(self, method: str, path: str, payload: str) -> Answer:
+    def _controlled(self, method: str, path: str, query: str, payload: str) -> Answer:
         try:
             sent = json.loads(payload) if method == "POST" and payload else {}
             if path == "/control/books":
-                return Answer(200, json.dumps({**self.control.books(), "refusals": dict(self.refusals)}).encode())
+                return Answer(
+                    200,
+                    json.dumps(
+                        {**self.control.books(brief=query == "brief=1"), "refusals": dict(self.refusals)}
+                    ).encode(),
+                )
             if path == "/control/event" and method == "POST":
                 self.control.event(sent)
                 return Answer(200, b"{}")
@@ -320,18 +330,20 @@ def _handler(server: BybitServer) -> type[BaseHTTPRequestHandler]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = f"{self.command} {self.path} {body.decode(errors='replace')}"
             try:
                 answer = server.answer(self.command, self.path, self.headers, body)
             except DroppedError as drop:
-                server.log(f"{self.command} {self.path} {body.decode(errors='replace')} -> dropped reset={drop.reset}")
+                server.log(f"{asked} -> dropped, reset={drop.reset}")
                 self.close_connection = True
                 if drop.reset:
                     linger = struct.pack("ii", 1, 0)
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 return
-            server.log(
-                f"{self.command} {self.path} {body.decode(errors='replace')} -> {answer.status} {answer.body[:300]!r}"
-            )
+            except Exception:  # noqa: BLE001 - whatever it is, it is this server's own mistake and must be seen
+                server.errors.append(f"{asked}\n{traceback.format_exc()}")
+                answer = Answer(500, b"the loopback exchange itself failed")
+            server.log(f"{asked} -> {answer.status} {answer.body[:300]!r}")
             self._send(answer)
 
         def _send(self, answer: Answer) -> None:

@@ -13,9 +13,10 @@ from exchanges.fill_model import Liquidity, measure_liquidity
 from exchanges.port import FundingRate, Instrument, MarketData, Ticker
 from quant.candles import Candles
 from quant.fills import VOLATILITY_BARS
-from quant.timeframes import TIMEFRAMES, floor_ms, timeframe_ms
+from quant.timeframes import DAY_MS, TIMEFRAMES, floor_ms, timeframe_ms
 
 _FRESH_MS = 300_000
+_RECENT_MS = 2 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,15 @@ class Tape:
         return None if contract is None else self.data.tickers().get(contract.instrument.symbol)
 
     def last(self, name: str) -> Decimal | None:
+        """The last price; of what trades no longer, the close of its last candle, if that is not long ago."""
         ticker = self.ticker(name)
-        return None if ticker is None else Decimal(repr(ticker.last))
+        if ticker is not None:
+            return Decimal(repr(ticker.last))
+        try:
+            candles = self._candles(name, self.now_ms() - _RECENT_MS, self.data.page_limit)
+        except MarketDataError:
+            return None
+        return Decimal(repr(float(candles.close[-1]))) if len(candles) else None
 
     # ------------------------------------------------------------------- candles
     def liquidity(self, name: str) -> Liquidity:

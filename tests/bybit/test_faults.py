@@ -100,6 +100,9 @@ def test_faults_and_events_come_over_http_too(trader: Trader) -> None:
     with urlopen(trader.server.url + "/control/books", timeout=5) as answer:
         books = json.load(answer)
     assert books["positions"] == []
+    with urlopen(trader.server.url + "/control/books?brief=1", timeout=5) as answer:
+        brief = json.load(answer)
+    assert (brief["orders"], brief["executions"], brief["episodes"]) == ([], [], books["episodes"])
     assert [order["link_id"] for order in books["orders"]] == ["entry1", "entry3", ""]
     assert books["refusals"] == {"10000": 1}
 

@@ -78,6 +78,21 @@ def test_a_cancelled_order_keeps_its_fills(trader: Trader) -> None:
     assert trader.look_up("entry1")["filled"] == found["filled"]
 
 
+def test_a_cancel_can_lose_the_race_against_the_fill(trader: Trader) -> None:
+    """F10, F11: acknowledged at once, done later; what fills meanwhile counts."""
+    trader.event("settings", match_delay_ms=1_000, fill_delay_ms=4_000, cancel_delay_ms=3_000)
+    trader.buy("entry1", stopLoss={"triggerPrice": trader.price(0.9)})
+    assert trader.look_up("entry1")["info"]["orderStatus"] == "New"
+    trader.client.cancel_order(None, trader.symbol, {"orderLinkId": "entry1"})
+    assert trader.look_up("entry1")["status"] == "open"
+    trader.pass_time(10_000)
+    found = trader.look_up("entry1")
+    assert (found["status"], found["info"]["orderStatus"]) == ("canceled", "Cancelled")
+    assert 0 < found["filled"] < trader.amount()
+    (held,) = trader.client.fetch_positions()
+    assert (held["contracts"], held["stopLossPrice"]) == (found["filled"], trader.price(0.9))
+
+
 def test_more_than_the_market_has_is_cancelled_as_partially_filled(trader: Trader) -> None:
     trader.event("cash", amount=1e12)
     trader.buy("entry1", notional=trader.last * 1e9)
