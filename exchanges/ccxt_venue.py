@@ -85,6 +85,10 @@ class CcxtVenue:
             timeout_ms=TRADE_TIMEOUT_MS,
             parallel=TRADE_PARALLEL,
         )
+        # Else ccxt asks for them before the first order, signed with the order's time. `verify` makes sure of it.
+        self.link.client.options |= {
+            "enableUnifiedMargin": False, "enableUnifiedAccount": True, "unifiedMarginStatus": 6,
+        }  # fmt: skip
         if receive_window_ms is not None:
             self.link.client.options["recvWindow"] = receive_window_ms
         self._verified = False
