@@ -301,7 +301,7 @@ class BotRunner:
         """Remember what is open, so that an idle pass need not ask."""
         lookups = _lookups.rows(self.bot.pk)
         session.closing = _closing.exists(self.bot.pk)
-        session.busy = bool(lookups) or open_positions.exists(self.bot.pk)
+        session.busy = bool(lookups) or open_positions.exists(self.bot.pk) or session.desk.awaits_fills()
         session.lookup_at = min((at for (at,) in lookups if at is not None), default=None)
 
     def _close_now(self, session: _Session, report: TickReport) -> None:

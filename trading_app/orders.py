@@ -47,7 +47,7 @@ from trading_app.choices import (
 )
 from trading_app.client_ids import client_order_id
 from trading_app.exceptions import OrderStateError
-from trading_app.models import Bot, Decision, Order, Position
+from trading_app.models import Bot, Decision, Fill, Order, Position
 from trading_app.order_machine import Seen, require, seen_state
 from trading_app.spool import Spool
 from trading_app.venue import RECEIVE_WINDOW, Account, ledger_name
@@ -108,6 +108,7 @@ class OrderDesk:
         self.spool = spool if spool is not None else Spool(spool_path(account.bot))
         self.sent = 0
         self._may_be_refused = True
+        self._unread: dict[int, dt.datetime] = {}
 
     # --- writing
 
@@ -273,6 +274,7 @@ class OrderDesk:
         changes: dict[str, Any] = {}
         if filled != order.filled:
             changes["filled"] = filled
+            self._unread[order.pk] = clock.market_now()
         if seen.average_price is not None and seen.filled >= order.filled:
             price = seen.average_price.quantize(Decimal("1e-12"))
             if price != order.average_price:
@@ -288,6 +290,14 @@ class OrderDesk:
             if was_unknown:
                 self.resolved(order, reason("FOUND", state=state, filled=filled))
         return True
+
+    def awaits_fills(self) -> bool:
+        """Tell whether the venue said that an order was filled and has not published any fill of it yet (F14)."""
+        since = clock.market_now() - FILL_DELAY
+        read = Fill.objects.filter(order_id__in=list(self._unread)).values_list("order_id", flat=True)
+        known = set(read) if self._unread else set()
+        self._unread = {pk: at for pk, at in self._unread.items() if at >= since and pk not in known}
+        return bool(self._unread)
 
     def look_up(self, order: Order) -> bool:
         """Ask the venue for an order of unknown outcome; returns whether it is known now.

@@ -9,7 +9,7 @@ from decimal import Decimal
 from django.db import transaction
 
 from exchanges.port import VenueFill
-from ops_app import leases
+from ops_app import alerts, leases
 from ops_app.choices import Severity
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
@@ -107,6 +107,8 @@ def _position_of(
             Position.objects.open().filter(bot=account.bot, symbol_id=account.symbol_ids[fill.symbol]).first()
         )
     position = cache[fill.symbol]
+    if position is not None and position.foreign and order is not None and order.purpose == OrderPurpose.ENTRY:
+        _claim(position, order)
     if order is not None and position is None:
         position = cache[fill.symbol] = order.position
     if position is None and order is not None and order.purpose == OrderPurpose.ENTRY:
@@ -124,6 +126,21 @@ def _position_of(
         order.position = position
         Order.objects.filter(pk=order.pk).update(position=position)
     return position
+
+
+def _claim(position: Position, order: Order) -> None:
+    """Take over a position that looked like somebody else's until a fill of our own entry turned up (F12, R8).
+
+    One that was traded by others as well stays theirs: what of it is ours cannot be told.
+    """
+    if Fill.objects.filter(position=position, kind=FillKind.TRADE, order=None).exists():
+        return
+    position.foreign = False
+    position.stop_price = order.stop_price
+    position.target_price = order.target_price
+    position.expires_at = order.position_expires_at
+    position.entry_decision = order.decision
+    position.save(update_fields=["foreign", "stop_price", "target_price", "expires_at", "entry_decision"])
 
 
 def _row(account: Account, fill: VenueFill, order: Order | None, position: Position | None) -> Fill:
@@ -157,6 +174,8 @@ def fold_order(desk: OrderDesk, order: Order) -> None:
     before = OrderState(order.state)
     filled = max(filled, order.filled)
     state = by_fills(before, filled=filled, quantity=order.quantity)
+    if filled > order.quantity:
+        _report_overfill(desk, order, filled)
     if (state, filled, average) == (before, order.filled, order.average_price):
         return
     move(order, state, filled=filled, average_price=average)
@@ -170,6 +189,22 @@ def fold_order(desk: OrderDesk, order: Order) -> None:
             severity=Severity.CRITICAL,
             subject=f"symbol:{desk.account.code_of(order.symbol_id)}",
         )
+
+
+def _report_overfill(desk: OrderDesk, order: Order, filled: Decimal) -> None:
+    """Say once that the venue filled more than was asked for: its position wins, and the stop has its size (F13)."""
+    symbol = desk.account.code_of(order.symbol_id)
+    evidence = reason("OVERFILL", order=str(order), asked=order.quantity, filled=filled)
+    raised = alerts.raise_alert(
+        f"overfill:{order.client_order_id}",
+        f"{symbol}: the exchange filled {filled:f} of an order over {order.quantity:f}. Its position wins; look at it.",
+        Severity.CRITICAL,
+    )
+    if raised is not None:
+        record_risk(
+            bot=desk.account.bot, kind=RiskKind.DRIFT, evidence=evidence, severity=Severity.CRITICAL,
+            subject=f"symbol:{symbol}",
+        )  # fmt: skip
 
 
 def fills_of(position: Position) -> list[FoldFill]:

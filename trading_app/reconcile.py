@@ -22,7 +22,7 @@ from trading_app.choices import FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.client_ids import account_prefix
 from trading_app.equity import entries_blocked
 from trading_app.models import Bot, Fill, Order, Position
-from trading_app.orders import OrderDesk, fill_overlap, move
+from trading_app.orders import FILL_DELAY, OrderDesk, fill_overlap, move
 from trading_app.positions import AppliedFills, apply_fills, fold_position
 from trading_app.protection import adopt_stop_price, open_positions, protect
 from trading_app.services import record_risk
@@ -244,8 +244,21 @@ class Reconciler:
         before, looks = self._drift.get(symbol, (difference, 0))
         looks = looks + 1 if before == difference else 1
         self._drift[symbol] = (difference, looks)
-        in_flight = Order.objects.filter(bot=self.bot, symbol__code=symbol, state=OrderState.UNKNOWN).exists()
-        return looks >= MAX_DRIFT_LOOKS and not in_flight
+        return looks >= MAX_DRIFT_LOOKS and not self._explained(symbol)
+
+    def _explained(self, symbol: str) -> bool:
+        """Tell whether an order of ours may be the difference: its outcome is unknown, or its fills are published late.
+
+        A position that our own order made must not be taken for somebody else's (F14).
+        """
+        orders = Order.objects.filter(bot=self.bot, symbol__code=symbol)
+        if orders.filter(state=OrderState.UNKNOWN).exists():
+            return True
+        recent = orders.filter(sent_at__gte=clock.market_now() - FILL_DELAY, filled__gt=0).prefetch_related("fills")
+        return any(
+            order.filled > sum((fill.quantity for fill in order.fills.all() if fill.kind == FillKind.TRADE), Decimal(0))
+            for order in recent
+        )
 
     @property
     def drifting(self) -> frozenset[str]:

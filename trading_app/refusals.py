@@ -53,7 +53,8 @@ def refusals(bot: Bot, now: dt.datetime) -> Refusals:
         if now < until:
             found.symbols[code] = reason("ORDERS_REFUSED", code=code_of(orders[-1]), times=times, until=until)
     if by_symbol:
-        found.account = _account(list(entries.order_by("-id")[:ACCOUNT_REFUSALS]), now)
+        asked = entries.exclude(state__in=(OrderState.INTENT, OrderState.NOT_PLACED))  # what the exchange answered
+        found.account = _account(list(asked.order_by("-id")[:ACCOUNT_REFUSALS]), now)
     return found
 
 
