@@ -160,7 +160,7 @@ OPTIONS: tuple[Option, ...] = (
         "EXCHANGE",
         "simulated",
         choice("simulated", "replay", "paper", "live"),
-        "Where candles and fills come from. `live` sends real orders (docs/live.md).",
+        "Where candles and fills come from. `live` sends real orders (docs/going-live.md).",
     ),
     Option("EXCHANGE_MARKET", "", text, "Market key: an archive's folder (replay), a ccxt id (paper), bybit (live)."),
     Option("EXCHANGE_SANDBOX", False, boolean, "Use the exchange's test net, with its own keys (paper, live)."),
