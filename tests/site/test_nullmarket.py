@@ -31,16 +31,16 @@ def nullmarket(*arguments: str) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("world", ["", "--shuffle"])
-def test_nothing_is_promoted_where_there_is_nothing_to_learn(world: str, settings: Any) -> None:
-    settings.TRAIN_TREES = 40
+@pytest.mark.parametrize("world, blend", [("", "logistic"), ("--shuffle", "none")])
+def test_nothing_is_promoted_where_there_is_nothing_to_learn(world: str, blend: str, settings: Any) -> None:
+    settings.TRAIN_TREES, settings.TRAIN_BLEND = 40, blend
     told = nullmarket("--seeds", "1", "--symbols", "8", "--days", "160", *([world] if world else []))
     (result,) = told["results"]
     assert told["verdict"]["kept"]
     assert not result["promoted"]
     assert any(not gate["passed"] for gate in result["gates"])
     assert result["samples"] > 1_000
-    assert told["spec"]["max_trees"] == 40
+    assert (told["spec"]["max_trees"], told["spec"]["blend"]) == (40, blend)
 
 
 def test_the_same_market_with_its_labels_in_place_is_learned_from() -> None:
