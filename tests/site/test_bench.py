@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 
 from tradingsite.bench import registry
-from tradingsite.bench.measure import SECONDS, Figure, cpu_seconds, expect, many_times
+from tradingsite.bench.measure import SECONDS, Figure, cpu_seconds, expect, many_times, peak_megabytes
 from tradingsite.management.commands.bench import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = ("coverage", "store", "ingest", "loop", "serving")
+COMPUTED = {
+    "features": {"features.memory", "features.replay", "features.pandas", "features.step"},
+    "labels": {"labels.triple_barrier", "labels.numpy"},
+    "live": {"live.cycle", "live.predict", "live.decide"},
+    "backtest": {"backtest.play"},
+}
 NAMES = {"name", "symbols", "value", "unit", "limit", "ratio", "versus", "goal", "met"}
 
 
@@ -48,6 +54,27 @@ def test_a_small_run_measures_every_figure_on_a_database_of_its_own(tmp_path: Pa
             assert sizes[100]["value"] == sizes[300]["value"], f"{name} grows with the symbols"
             assert sizes[300]["met"] is not False, name
     assert by_name["coverage.opened"][300]["value"] > by_name["coverage.unchanged"][300]["value"]
+
+
+def test_a_small_run_measures_what_is_computed_beside_its_rivals() -> None:
+    ran = bench(*COMPUTED, "--symbols", "5", "--days", "100", "--json")
+    assert ran.returncode == 0, ran.stderr
+    figures = {figure["name"]: figure for figure in json.loads(ran.stdout)["figures"]}
+    assert set(figures) == set().union(*COMPUTED.values())
+    for figure in figures.values():
+        assert figure.keys() >= NAMES
+        assert figure["limit"] > 0
+        shares = (figure["limit"], figure["value"]) if figure["rival"] else (figure["value"], figure["limit"])
+        assert figure["ratio"] == pytest.approx(shares[0] / shares[1])
+    assert {name for name, figure in figures.items() if figure["rival"]} == {"features.pandas", "labels.numpy"}
+    assert figures["features.memory"]["unit"] == "MB"
+
+
+def test_the_peak_of_memory_counts_what_was_freed_again_and_not_what_was_there_before() -> None:
+    held = bytearray(b"x") * 2**24
+    peak = peak_megabytes(lambda: bytearray(b"x") * 2**26)
+    assert peak == pytest.approx(64, abs=8)
+    assert len(held) == 2**24
 
 
 def test_it_says_which_benchmarks_there_are() -> None:
@@ -90,7 +117,7 @@ def test_a_ratio_says_how_far_from_the_limit_or_how_much_faster_than_the_rival()
 
 @pytest.mark.parametrize(
     "value, unit, text",
-    [(0.01234, SECONDS, "12.3 ms"), (1.85, SECONDS, "1.85 s"), (9, "queries", "9 queries")],
+    [(0.01234, SECONDS, "12.3 ms"), (1.85, SECONDS, "1.85 s"), (9, "queries", "9 queries"), (2048.4, "MB", "2,048 MB")],
 )
 def test_a_person_reads_it_in_the_unit_that_fits(value: float, unit: str, text: str) -> None:
     assert shown(value, unit) == text

@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from quant.features import FeatureState, replay, step, warm_cache
+from quant.panel import Panel
 from quant.schema import FeatureSchema
 from tradingsite.bench import worlds
-from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expect, many_times
+from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, Scale, cpu_seconds, expect, many_times, peak_megabytes
 
 SIZES = (50, 500)
 ROWS = 256
 GOAL_REPLAY, GOAL_STEP = 1.5, 0.001
+RIVAL_SYMBOLS = 4
+MEMORY_RATIO = 1.5
 NUMBERS = ("open", "high", "low", "close", "volume", "funding")
 
 
 def run(scale: Scale) -> Iterator[Figure]:
     warm_cache()
     schema, panel = FeatureSchema(), worlds.panel(scale)
+    given = sum(getattr(panel, name).nbytes for name in NUMBERS) / 2**20
+    made = panel.n_times * panel.n_symbols * len(schema) * 4 / 2**20
+    peak = peak_megabytes(lambda: replay(FeatureState.create(schema, scale.symbols), panel))
+    if peak is not None:
+        yield Figure(
+            name="features.memory", symbols=scale.symbols, unit=MEGABYTES, value=given + peak, limit=given + made,
+            goal=MEMORY_RATIO * (given + made), versus="candles and features of the whole history",
+        )  # fmt: skip
     out = np.empty((ROWS, scale.symbols, len(schema)), dtype=np.float32)
 
     def history() -> None:
@@ -37,6 +49,14 @@ def run(scale: Scale) -> Iterator[Figure]:
     yield Figure(
         name="features.replay", symbols=scale.symbols, unit=SECONDS, goal=GOAL_REPLAY,
         value=cpu_seconds(history), limit=cpu_seconds(least), versus="read the candles, write as many numbers",
+    )  # fmt: skip
+
+    few = panel.select(panel.symbols[:RIVAL_SYMBOLS])
+    yield Figure(
+        name="features.pandas", symbols=few.n_symbols, unit=SECONDS, rival=True,
+        value=cpu_seconds(lambda: replay(FeatureState.create(schema, few.n_symbols), few)),
+        limit=cpu_seconds(lambda: _pandas(few), best_of=1),
+        versus="pandas, symbol by symbol: only the averages, windows and returns of the same features",
     )  # fmt: skip
 
     state = FeatureState.create(schema, scale.symbols)
@@ -57,3 +77,23 @@ def run(scale: Scale) -> Iterator[Figure]:
         name="features.step", symbols=scale.symbols, unit=SECONDS, goal=GOAL_STEP, value=many_times(live, 100),
         limit=many_times(least_live, 100), versus="read the candles and the state, write as many numbers",
     )  # fmt: skip
+
+
+def _pandas(panel: Panel) -> int:
+    """What the features are made of, as pandas computes it: 26 columns a symbol, no ratio, no rank, no market."""
+    made = 0
+    for column in range(panel.n_symbols):
+        close, high, low = (pd.Series(values[:, column]) for values in (panel.close, panel.high, panel.low))
+        logs = pd.Series(np.log(panel.close[:, column]))
+        turnover = pd.Series(np.log1p(panel.close[:, column] * panel.volume[:, column]))
+        change = logs.diff()
+        parts = [close.ewm(span=span).mean() for span in (9, 12, 26, 48, 168)]
+        parts += [each.ewm(alpha=1 / 14).mean() for each in (change.clip(lower=0), change.clip(upper=0), high - low)]
+        parts += [(change**2).ewm(span=span).mean() for span in (24, 48, 168)]
+        parts += [turnover.ewm(span=span).std() for span in (24, 168)]
+        parts += [logs.diff(n) for n in (4, 12, 24, 72, 168)]
+        parts += [values.rolling(span).max() for values in (high, -low) for span in (24, 168)]
+        parts += [values.rolling(168).apply(np.argmax, raw=True) for values in (high, -low)]
+        parts += [close.rolling(20).mean(), close.rolling(20).std()]
+        made += len(parts)
+    return made

@@ -36,7 +36,7 @@ def run(scale: Scale) -> Iterator[Figure]:
     panel = worlds.panel(Scale(symbols=scale.symbols, days=min(scale.days, WARM_UP_DAYS)))
     state = FeatureState.create(schema, scale.symbols, step_ms=panel.step_ms)
     features = replay(state, panel)
-    model = _model(schema, panel.symbols)
+    model = usual_model(schema, panel.symbols)
     covering = dict.fromkeys(panel.symbols, LoadedModel("bench", 1, ModelArtifact(), model))
     spec = EngineSpec(bar_ms=HOUR_MS)
     portfolio = PortfolioState(equity=1e6, day_start_equity=1e6, peak_equity=1e6)
@@ -92,7 +92,7 @@ def run(scale: Scale) -> Iterator[Figure]:
     )  # fmt: skip
 
 
-def _model(schema: FeatureSchema, symbols: tuple[str, ...]) -> MetaModel:
+def usual_model(schema: FeatureSchema, symbols: tuple[str, ...]) -> MetaModel:
     """A model of the usual size; what it learnt does not matter here."""
     random = np.random.default_rng(7)
     features = random.standard_normal((ROWS, len(schema)), dtype=np.float32)

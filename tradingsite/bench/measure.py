@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-SECONDS, QUERIES = "s CPU", "queries"
+SECONDS, QUERIES, MEGABYTES = "s CPU", "queries", "MB"
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,25 @@ def many_times(work: Callable[[], object], times: int) -> float:
 
     work()
     return cpu_seconds(repeat) / times
+
+
+def peak_megabytes(work: Callable[[], object]) -> float | None:
+    """Return how much resident memory `work` took at its peak, beyond what was held before; None: not on this system.
+
+    Memory that earlier work gave back to the allocator, but the allocator not to the system, is used without being
+    seen: measure first, and time afterwards.
+    """
+    if not _RESET.exists():
+        return None
+    _RESET.write_text(_RESET_PEAK)  # the kernel's own: the peak begins anew at what is resident now
+    before = _kilobytes("VmRSS")
+    work()
+    return (_kilobytes("VmHWM") - before) / 1024
+
+
+def _kilobytes(name: str) -> int:
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    return next(int(line[1]) for line in lines if line[0] == f"{name}:")
 
 
 def queries(work: Callable[[], object]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tradingsite.bench.measure import Figure, Scale
 
-NAMES = ("coverage", "store", "ingest", "loop", "features", "labels", "live", "training", "serving")
+NAMES = ("coverage", "store", "ingest", "loop", "features", "labels", "live", "backtest", "training", "serving")
 
 
 def run(names: Iterable[str], *, symbols: Sequence[int] | None, days: int) -> Iterator[Figure]:

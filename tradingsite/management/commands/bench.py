@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ops_app import own_database
 from tradingsite.bench import registry
-from tradingsite.bench.measure import SECONDS, Figure
+from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure
 from tradingsite.management.commands.soak import positive
 
 
@@ -76,6 +76,8 @@ def own_settings(options: dict[str, Any]) -> dict[str, str]:
 
 def shown(value: float, unit: str) -> str:
     """Return the value as a person reads it: 12.3 ms, 1.85 s, 9 queries."""
+    if unit == MEGABYTES:
+        return f"{value:,.0f} MB"
     if unit != SECONDS:
         return f"{value:g} {unit}"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"

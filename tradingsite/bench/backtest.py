@@ -1,0 +1,66 @@
+"""A model played over the whole history: features, signals, probabilities, and an account with costs and funding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from quant.engine import EngineSpec
+from quant.features import FeatureState, replay, warm_cache
+from quant.panel import Panel
+from quant.timeframes import HOUR_MS
+from tradingsite.backtest.account import Account, SignalFeed
+from tradingsite.bench import worlds
+from tradingsite.bench.live import usual_model
+from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expect
+from training_app import policies
+
+SIZES = (50, 500)
+CANDLES_PER_SECOND = 1e6
+"""The goal, of CPU."""
+ROWS = 256
+DUE_HOURS, RATE = 8, 1e-4
+
+
+def run(scale: Scale) -> Iterator[Figure]:
+    warm_cache()
+    panel, training = _funded(worlds.panel(scale)), policies.training_spec()
+    model = usual_model(training.schema, panel.symbols)
+    start_ms, end_ms = int(panel.open_time[0]), int(panel.open_time[-1]) + panel.step_ms
+    out = np.empty((ROWS, scale.symbols, len(training.schema)), dtype=np.float32)
+    trades = 0
+
+    def play() -> None:
+        nonlocal trades
+        account = Account.open(
+            panel, engine=EngineSpec(bar_ms=HOUR_MS), training=training, initial_equity=1e6, start_ms=start_ms
+        )
+        account.hold(
+            "bench",
+            SignalFeed(
+                panel=panel, spec=training, symbols=panel.symbols, data_start_ms=start_ms, start_ms=start_ms,
+                end_ms=end_ms, model=model,
+            ),
+        )  # fmt: skip
+        trades = len(account.finish(end_ms).trades)
+        expect(trades > 0, "not one trade")
+
+    def least() -> None:
+        state = FeatureState.create(training.schema, scale.symbols)
+        for start in range(0, panel.n_times, ROWS):
+            rows = panel.rows(start, min(start + ROWS, panel.n_times))
+            replay(state, rows, out=out[: rows.n_times])
+
+    spent = cpu_seconds(play, best_of=2)
+    candles = panel.n_times * panel.n_symbols
+    yield Figure(
+        name="backtest.play", symbols=scale.symbols, unit=SECONDS, value=spent, limit=cpu_seconds(least, best_of=2),
+        goal=candles / CANDLES_PER_SECOND,
+        versus=f"the features alone; {candles / spent / 1e6:.2f} M candles/s, {trades:,} trades",
+    )  # fmt: skip
+
+
+def _funded(panel: Panel) -> Panel:
+    panel.funding[::DUE_HOURS] = RATE
+    return panel
