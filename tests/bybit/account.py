@@ -214,6 +214,7 @@ class Account:
         closed = min(qty, abs(position.qty)) if position.qty * signed < 0 else ZERO
         if closed:
             profit = closed * (price - position.entry) * (1 if position.qty > 0 else -1)
+            profit = profit.quantize(_FEE_STEP)
             position.realised += profit
             self.add_cash(profit)
         if position.qty == 0:
