@@ -216,6 +216,7 @@ def _fill(client: Any, row: Row) -> VenueFill:
         fee=decimal(row.get("execFee")) or Decimal(0),
         time_ms=int(row["execTime"]),
         kind=kind,
+        attached=_is_attached(row) and not row.get("orderLinkId"),
     )
 
 

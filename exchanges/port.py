@@ -143,7 +143,7 @@ class VenueFill:
 
     `fee` is what was paid (negative: received). `kind="funding"` marks a funding payment: `quantity` is the position it
     was paid on, `price` the mark, `fee` the payment; it changes cash, never the position, and has an empty
-    `client_order_id`.
+    `client_order_id`. So has a fill of the stop that a venue keeps for a position (`attached_stop`): `attached` tells.
     """
 
     trade_id: str
@@ -156,6 +156,7 @@ class VenueFill:
     fee: Decimal
     time_ms: int
     kind: FillKind = "trade"
+    attached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from trading_app.venue import Account
 
 SCALE = Decimal("1e-12")
 """The columns' last digit."""
+ATTACHED = "attached-stop"
+"""What a fill's row says in place of a client order id when the stop that a venue keeps for a position was filled."""
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
                 continue
             order = orders.get(fill.client_order_id)
             position = _position_of(account, fill, order, positions)
-            if order is None and fill.kind == FillKind.TRADE.value:
+            if order is None and fill.kind == FillKind.TRADE.value and not _is_our_stop(fill, position):
                 applied.foreign.append(fill)
             rows.append(_row(account, fill, order, position))
             applied.touched.add(fill.symbol)
@@ -86,6 +88,11 @@ def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
             subject=f"symbol:{fill.symbol}",
         )  # fmt: skip
     return applied
+
+
+def _is_our_stop(fill: VenueFill, position: Position | None) -> bool:
+    """Tell whether the stop that came with a position's entry closed it: nobody else's order did."""
+    return fill.attached and position is not None and not position.foreign
 
 
 def _orders_of(account: Account, fills: Iterable[VenueFill]) -> dict[str, Order]:
@@ -151,7 +158,7 @@ def _row(account: Account, fill: VenueFill, order: Order | None, position: Posit
         symbol_id=account.symbol_ids[fill.symbol],
         account=account.bot.account,
         trade_id=fill.trade_id,
-        client_order_id=fill.client_order_id[:64],
+        client_order_id=ATTACHED if fill.attached else fill.client_order_id[:64],
         kind=fill.kind,
         side=fill.side,
         quantity=fill.quantity,
@@ -249,6 +256,8 @@ def _close_reason(position: Position) -> str:
         return ""
     if last.kind == FillKind.ADJUSTMENT:
         return "VANISHED: the exchange had no such position any more"
+    if last.client_order_id == ATTACHED:
+        return reason(OrderPurpose.STOP.name, price=last.price, attached=True)
     if last.order is None:
         return "EXTERNAL: closed at the exchange by an order that is not ours"
     if last.order.purpose in RESTING_PURPOSES:

@@ -271,6 +271,21 @@ def test_an_entry_carries_its_stop_and_is_never_naked(server: BybitServer, venue
     assert episode["naked_ms"] == 0
 
 
+def test_f19_a_fill_of_the_stop_that_came_with_an_entry_says_so(
+    server: BybitServer, venue: CcxtVenue, clock: Clock
+) -> None:
+    order = request(venue, clock)
+    last = Decimal(repr(venue.data.tickers()[order.symbol].last))
+    assert isinstance(venue.place(replace(order, attached_stop=last * Decimal("0.98"))), Ack)
+    for _ in range(24 * 60):
+        clock.now += HOUR_MS
+        if not venue.positions():
+            break
+    *entry, stop = [fill for fill in venue.fills_since(0) if fill.kind == "trade"]
+    assert (stop.client_order_id, stop.attached, stop.side) == ("", True, "sell")
+    assert not any(fill.attached for fill in entry)
+
+
 def test_leverage_is_set_once_and_that_it_is_so_already_is_a_success(
     server: BybitServer, venue: CcxtVenue, clock: Clock
 ) -> None:

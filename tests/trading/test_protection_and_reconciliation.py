@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from exchanges.port import OrderRequest
+from exchanges.port import OrderRequest, VenueFill
 from ops_app.models import Alert
 from tests.trading import venues
 from tests.trading.conftest import HOUR, World
@@ -201,6 +202,31 @@ def test_f16_a_position_that_vanished_is_closed_with_a_reason_and_leaves_no_stop
         position.refresh_from_db()
     assert position.closed_at is not None
     assert position.close_reason.startswith(("EXTERNAL", "VANISHED", "STOP"))
+    assert not Order.objects.open().filter(position=position).exists()
+
+
+def test_f19_the_stop_that_came_with_an_entry_closes_its_position_as_a_stop_and_not_as_a_stranger(
+    world: World, monkeypatch: Any
+) -> None:
+    """The venue keeps that stop without an id of ours, beside our own stop order: it may be the one that fires."""
+    runner, position = enter(world)
+    side = "sell" if position.quantity > 0 else "buy"
+    place(world, position.symbol.code, side, f"{abs(position.quantity):f}", client_id="attached1", reduce_only=True)
+    read = world.matching.fills_since
+
+    def fills_since(time_ms: int) -> list[VenueFill]:
+        return [
+            replace(fill, client_order_id="", attached=True) if fill.client_order_id == "attached1" else fill
+            for fill in read(time_ms)
+        ]
+
+    monkeypatch.setattr(world.matching, "fills_since", fills_since)
+    minutes(world, runner, 12)
+    position.refresh_from_db()
+    assert position.closed_at is not None
+    assert position.close_reason.startswith("STOP:")
+    assert "attached=true" in position.close_reason
+    assert not RiskEvent.objects.filter(kind="foreign").exists()
     assert not Order.objects.open().filter(position=position).exists()
 
 
