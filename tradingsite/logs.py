@@ -35,7 +35,12 @@ def logging_config(*, level: str, style: str) -> None:
             },
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structlog"}},
             "root": {"handlers": ["stderr"], "level": level.upper()},
-            "loggers": {"django.db.backends": {"level": "INFO"}, "axes": {"level": "WARNING"}},
+            # numba tells of every instruction that it compiles.
+            "loggers": {
+                "django.db.backends": {"level": "INFO"},
+                "axes": {"level": "WARNING"},
+                "numba": {"level": "WARNING"},
+            },
         }
     )
     structlog.configure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from exchanges.ccxt_client import DATA_PARALLEL
 from exchanges.ccxt_data import CcxtMarketData
 from exchanges.errors import ConfigurationError, ExchangeError, ExchangeUnavailableError, MarketDataError
 from exchanges.factory import ExchangeConfig, market_data, venue
@@ -154,7 +156,27 @@ def test_paper_trading_matches_real_public_data(server: BybitServer, clock: Cloc
     assert account.positions() == []
 
 
+def test_many_candles_are_asked_for_at_once_and_never_more_than_agreed(server: BybitServer, clock: Clock) -> None:
+    data = connect(server, clock)
+    symbols = [each.symbol for each in data.instruments()]
+    assert len(symbols) > DATA_PARALLEL
+    running, peak = 0, 0
+
+    async def fetch(*_: object) -> list[object]:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return []
+
+    data.link.client.fetch_ohlcv = fetch
+    assert data.candles_many(symbols, "1h", clock.now - DAY_MS, 3) == {}
+    assert peak == DATA_PARALLEL
+
+
 def test_importing_the_package_does_not_import_ccxt() -> None:
     """It costs a second and 76 MB, in every process that only shows or trains."""
-    code = "import sys, exchanges.factory, exchanges.ccxt_data, exchanges.matching; sys.exit('ccxt' in sys.modules)"
+    names = "exchanges.factory, exchanges.ccxt_data, exchanges.ccxt_venue, exchanges.matching"
+    code = f"import sys, {names}; sys.exit('ccxt' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
