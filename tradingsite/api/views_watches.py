@@ -35,4 +35,4 @@ class WatchViewSet(viewsets.ReadOnlyModelViewSet[ModelWatch]):
     @action(detail=False, pagination_class=None)
     def newest(self, request: Request) -> Response:
         """Return the newest look at the active model of each slot that was looked at."""
-        return Response(WatchSerializer(newest_watches().values(), many=True).data)
+        return Response(WatchSerializer(list(newest_watches().values()), many=True).data)
