@@ -256,6 +256,11 @@ def answer_errors() -> tuple[type[BaseException], ...]:
     return (BaseError, ExchangeError, TimeoutError, *_UNUSABLE)
 
 
+def preload() -> None:
+    """Import ccxt now, for a process whose forks shall not pay for it again. Starts no thread and no loop."""
+    import ccxt.async_support  # noqa: F401
+
+
 async def _make(
     exchange_id: str, *, is_spot: bool, options: Mapping[str, object], keys: Keys | None, timeout_ms: int
 ) -> Any:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 from django.db import connections
@@ -28,7 +28,6 @@ from trading_app.report import TickReport
 from tradingsite.killtest.world import EagerModel
 
 PASS_SECONDS = 0.1
-IN_FLIGHT_SECONDS = 0.02
 RANDOM = "random"
 HOOKS = (
     "after_intent",  # the row is committed, nothing is sent (F01)
@@ -40,6 +39,15 @@ HOOKS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Where a bot kills itself: the `nth` time that it comes to `hook`, in flight `seconds` after the request."""
+
+    hook: str = RANDOM
+    nth: int = 0
+    seconds: float = 0.0
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -47,8 +55,8 @@ def die() -> None:
 class _DeadlyVenue:
     """The venue, and a death around `place`."""
 
-    def __init__(self, venue: Venue, hook: str, count: Callable[[], bool]) -> None:
-        self._venue, self._hook, self._count = venue, hook, count
+    def __init__(self, venue: Venue, fate: Fate, count: Callable[[], bool]) -> None:
+        self._venue, self._fate, self._count = venue, fate, count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._venue, name)
@@ -61,19 +69,19 @@ class _DeadlyVenue:
 
     def _send(self, send: Callable[[OrderRequest], PlaceOutcome], request: OrderRequest) -> PlaceOutcome:
         now = self._count()
-        if now and self._hook == "before_send":
+        if now and self._fate.hook == "before_send":
             die()
-        if now and self._hook == "in_flight":
-            threading.Timer(random.uniform(0, IN_FLIGHT_SECONDS), die).start()
+        if now and self._fate.hook == "in_flight":
+            threading.Timer(self._fate.seconds, die).start()
         outcome = send(request)
-        if now and self._hook == "after_send":
+        if now and self._fate.hook == "after_send":
             die()
         return outcome
 
 
-def arm(runner: BotRunner, hook: str, nth: int) -> None:
-    """Let this process kill itself at the `nth` time that it comes to `hook`."""
-    left = nth
+def arm(runner: BotRunner, fate: Fate) -> None:
+    """Let this process kill itself where `fate` says."""
+    hook, left = fate.hook, fate.nth
 
     def count() -> bool:
         nonlocal left
@@ -82,7 +90,7 @@ def arm(runner: BotRunner, hook: str, nth: int) -> None:
 
     assert runner.venue is not None  # noqa: S101 - for the type checker: the runner opened it
     if hook in ("before_send", "in_flight", "after_send"):
-        runner.venue = _DeadlyVenue(runner.venue, hook, count)
+        runner.venue = _DeadlyVenue(runner.venue, fate, count)
     elif hook in ("after_intent", "after_ack"):
         send = OrderDesk.send
 
@@ -108,7 +116,7 @@ def arm(runner: BotRunner, hook: str, nth: int) -> None:
         positions.fold_position = deadly_fold
 
 
-def run(bot: Bot, codes: tuple[str, ...], *, hook: str, nth: int, out: IO[str], log_fd: int) -> None:
+def run(bot: Bot, codes: tuple[str, ...], *, fate: Fate, out: IO[str], log_fd: int) -> None:
     """Be the bot until killed: one JSON line a pass on `out`. SIGTERM ends it after a pass, its lease given back."""
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
@@ -119,7 +127,7 @@ def run(bot: Bot, codes: tuple[str, ...], *, hook: str, nth: int, out: IO[str], 
     try:
         model = EagerModel(codes)
         runner = BotRunner(bot, load=lambda _artifact: model)
-        arm(runner, hook, nth)
+        arm(runner, fate)
         lease = takeover.wait_for_account(bot, holder=runner.holder, ttl=runner.lease_ttl, stopped=stopping.is_set)
         if lease is None:
             os._exit(0)

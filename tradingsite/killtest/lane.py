@@ -7,7 +7,6 @@ import os
 import random
 import select
 import signal
-import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import IO, Any
 from django.db import connections
 from django.db.models import Max
 
+from ops_app import clock
 from trading_app.models import Bot, Fill, Order
 from trading_app.takeover import fence
 from tradingsite.killtest import bot as child
@@ -29,6 +29,8 @@ RUN_SECONDS, LONG_RUN_SECONDS = 4.0, 60.0
 """A bot that is killed at a random moment has traded for up to so long; the long one where orders are counted."""
 HOOK_SECONDS = 30.0
 MOST_NTH = 4
+IN_FLIGHT_SECONDS = 0.02
+NEVER = child.Fate()
 AGREE_SECONDS = 60.0
 """The tables may lag behind an exchange that trades on: what still differs after this is lost."""
 START_SECONDS = 60.0
@@ -49,7 +51,7 @@ class Process:
 
     pid: int
     said: IO[str]
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=clock.monotonic)
     buffer: str = ""
 
     def lines(self, seconds: float) -> list[dict[str, Any]] | None:
@@ -122,11 +124,11 @@ class Lane:
     # --- one run
 
     def _run(self, hook: str) -> None:
-        nth = self._random.randint(1, MOST_NTH)
-        process = self._fork(hook, nth)
+        fate = child.Fate(hook, self._random.randint(1, MOST_NTH), self._random.uniform(0, IN_FLIGHT_SECONDS))
+        process = self._fork(fate)
         alive = self._until_reconciled(process)
         if alive and self._killed_at is not None:
-            self.report.reconciled.append(time.monotonic() - self._killed_at)
+            self.report.reconciled.append(clock.monotonic() - self._killed_at)
             alive = self._judge(process)
         if alive and hook == child.RANDOM:
             self._listen(process, fence().total_seconds() + self._random.uniform(0, self._seconds))
@@ -135,27 +137,27 @@ class Lane:
             hook = hook if not alive else child.RANDOM  # nothing brought it there: it dies here
         self.report.hooks[hook] += 1
         self._end(process)
-        self._killed_at = time.monotonic()
+        self._killed_at = clock.monotonic()
         self._row = self._newest_row()
 
     def _end(self, process: Process, number: int = signal.SIGKILL) -> None:
         if not process.end(number):
             raise BotFailedError(f"a bot ended by itself; it said:\n{_tail(self.log)}")
 
-    def _fork(self, hook: str = child.RANDOM, nth: int = 0) -> Process:
+    def _fork(self, fate: child.Fate = NEVER) -> Process:
         connections.close_all()
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            child.run(self.bot, self.codes, hook=hook, nth=nth, out=os.fdopen(writer, "w"), log_fd=self.log.fileno())
+            child.run(self.bot, self.codes, fate=fate, out=os.fdopen(writer, "w"), log_fd=self.log.fileno())
         os.close(writer)
         return Process(pid, os.fdopen(reader))
 
     def _until_reconciled(self, process: Process) -> bool:
         """Wait until the bot has read the whole exchange; False: it is dead."""
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
+        until = clock.monotonic() + START_SECONDS
+        while clock.monotonic() < until:
             said = process.lines(0.2)
             if said is None:
                 return False
@@ -166,8 +168,8 @@ class Lane:
 
     def _listen(self, process: Process, seconds: float) -> bool:
         """Let the bot trade; returns whether it is still alive."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        until = clock.monotonic() + seconds
+        while (left := until - clock.monotonic()) > 0:
             if process.lines(min(left, 0.5)) is None:
                 return False
         return True
@@ -185,8 +187,8 @@ class Lane:
         self._listen(other, fence().total_seconds() + PAUSED_AFTER_SECONDS)
         frozen.signal(signal.SIGCONT)
         sent = 0
-        until = time.monotonic() + PAUSED_AFTER_SECONDS
-        while time.monotonic() < until and (said := frozen.lines(0.2)) is not None:
+        until = clock.monotonic() + PAUSED_AFTER_SECONDS
+        while clock.monotonic() < until and (said := frozen.lines(0.2)) is not None:
             other.lines(0)
             sent += sum(line["sent"] for line in said if line["lease"] != "held")
         if sent:
@@ -201,10 +203,10 @@ class Lane:
 
     def _judge(self, process: Process | None) -> bool:
         """Compare the books with the tables, again and again until they agree or time is up; False: the bot died."""
-        until = time.monotonic() + AGREE_SECONDS
+        until = clock.monotonic() + AGREE_SECONDS
         while True:
             found = self._compare()
-            if not found.any or (time.monotonic() >= until):
+            if not found.any or (clock.monotonic() >= until):
                 break
             if process is not None and not self._listen(process, 0.5):
                 return False  # it died at its hook: the next one has to explain what is open

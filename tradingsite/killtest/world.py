@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coverage_app.market import candle_store
 from coverage_app.models import Symbol
+from exchanges.ccxt_client import preload
 from exchanges.simulated import SimulatedMarket
 from ops_app import clock
 from ops_app.models import MarketClock
@@ -87,8 +88,7 @@ def warm_up() -> None:
 
     Neither starts a thread: after one a fork would not be safe.
     """
-    import ccxt.async_support  # noqa: F401
-
+    preload()
     schema = registry.feature_schema()
     nothing = np.full((2, 1), np.nan)
     panel = Panel(

@@ -20,6 +20,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
+from ops_app import clock
 from tradingsite.killtest.report import KillReport
 
 INNER = "KILLTEST_INNER"
@@ -92,7 +93,7 @@ class Command(BaseCommand):
             options[name] // options["lanes"] + (number < options[name] % options["lanes"])
             for name in ("runs", "orders")
         ]
-        origin, real_origin = dt.datetime(2025, 6, 1, tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
+        origin, real_origin = dt.datetime(2025, 6, 1, tzinfo=dt.UTC), clock.real_now()
         seed = options["seed"] * 1000 + number
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="killtest-", ignore_cleanup_errors=True))
