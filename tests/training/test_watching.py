@@ -110,7 +110,7 @@ def test_the_same_market_is_steady_and_a_wild_one_has_drifted_and_asks(trained: 
     assert calm.verdict == WatchVerdict.STEADY, calm.text
     assert not calm.asks
     later = later_candles(trained.panel_symbols, SINCE.days)
-    candles = {code: wild(each, 6.0) for code, each in later.items()}
+    candles = {code: wild(each, 20.0) for code, each in later.items()}
     CandleStore(settings.CANDLES_DIR).write(MARKET, "1h", candles)
     (drifted,) = watching.watch_models(every=dt.timedelta(0))
     assert (drifted.verdict, drifted.asks) == (WatchVerdict.DRIFTED, True), drifted.text
