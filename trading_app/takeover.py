@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 from django.conf import settings
+from django.db import OperationalError, connection
 
 from ops_app import clock, leases
 from ops_app.leases import LeaseToken
@@ -48,7 +49,13 @@ def wait_for_account(
     """
     first: tuple[int, dt.datetime | None] | None = None
     while not stopped():
-        lease = take(bot, holder=holder, ttl=ttl)
+        try:
+            lease = take(bot, holder=holder, ttl=ttl)
+        except OperationalError as error:  # away or locked: it will come back, and ending here would not help
+            log.warning("account_not_asked", account=bot.account, error=str(error))
+            connection.close()
+            clock.sleep(POLL_SECONDS)
+            continue
         if lease is not None:
             return lease
         row = Lease.objects.get(name=lease_name(bot))

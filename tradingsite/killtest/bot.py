@@ -19,7 +19,6 @@ from typing import IO, Any
 from django.db import connections
 
 from exchanges.port import OrderRequest, PlaceOutcome, Venue
-from ops_app import clock
 from trading_app import positions, takeover
 from trading_app.bot import BotRunner
 from trading_app.models import Bot, Order
@@ -126,21 +125,31 @@ def run(bot: Bot, codes: tuple[str, ...], *, fate: Fate, out: IO[str], log_fd: i
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         model = EagerModel(codes)
-        runner = BotRunner(bot, load=lambda _artifact: model)
+        runner = _SpokenRunner(bot, load=lambda _artifact: model)
+        runner.out = out
         arm(runner, fate)
         lease = takeover.wait_for_account(bot, holder=runner.holder, ttl=runner.lease_ttl, stopped=stopping.is_set)
         if lease is None:
             os._exit(0)
         runner.adopt(lease)
-        while not stopping.is_set():
-            _say(out, runner.tick())
-            clock.sleep(PASS_SECONDS)
+        runner.run(interval=PASS_SECONDS, stopped=stopping.is_set)
         runner.release()
     except BaseException:  # noqa: BLE001 - the fork must never return into the code of its parent
         traceback.print_exc(file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
     os._exit(0)
+
+
+class _SpokenRunner(BotRunner):
+    """A bot that says after each pass what it did."""
+
+    out: IO[str]
+
+    def tick(self) -> TickReport:
+        report = super().tick()
+        _say(self.out, report)
+        return report
 
 
 def _say(out: IO[str], report: TickReport) -> None:

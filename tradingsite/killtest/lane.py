@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import signal
+import sqlite3
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from django.db import connections
+import numpy as np
+from django.db import connection, connections
 from django.db.models import Max
 
 from ops_app import clock
@@ -94,14 +95,14 @@ class Lane:
     window_seconds: float
     report: KillReport
     say: Callable[[str], None] = lambda _text: None
-    _random: random.Random = field(init=False)
+    _random: np.random.Generator = field(init=False)
     _killed_at: float | None = None
     _seconds: float = RUN_SECONDS
     _row: int = 0
     _judged: int = 0
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
+        self._random = np.random.default_rng(self.seed)
 
     def run(self, *, runs: int, orders: int = 0, pauses: int = 0, with_faults: bool = False) -> KillReport:
         """Kill `runs` times, and go on until the exchange has `orders`; then end the bot in peace and compare all."""
@@ -113,7 +114,7 @@ class Lane:
             if self.report.runs in pause_at:
                 pause_at.discard(self.report.runs)
                 self._pause()
-            hook = self._random.choice((child.RANDOM,) if orders else (child.RANDOM, *child.HOOKS))
+            hook = str(self._random.choice((child.RANDOM,) if orders else (child.RANDOM, *child.HOOKS)))
             self._run(hook)
             self.report.runs += 1
             if self.report.runs % 10 == 0:
@@ -124,7 +125,9 @@ class Lane:
     # --- one run
 
     def _run(self, hook: str) -> None:
-        fate = child.Fate(hook, self._random.randint(1, MOST_NTH), self._random.uniform(0, IN_FLIGHT_SECONDS))
+        fate = child.Fate(
+            hook, int(self._random.integers(1, MOST_NTH, endpoint=True)), self._random.uniform(0, IN_FLIGHT_SECONDS)
+        )
         process = self._fork(fate)
         alive = self._until_reconciled(process)
         if alive and self._killed_at is not None:
@@ -181,7 +184,7 @@ class Lane:
         frozen = self._fork()
         self._until_reconciled(frozen)
         self._listen(frozen, fence().total_seconds() + self._random.uniform(0.5, RUN_SECONDS))
-        frozen.signal(signal.SIGSTOP)
+        self._freeze(frozen)
         other = self._fork()
         self._until_reconciled(other)
         self._listen(other, fence().total_seconds() + PAUSED_AFTER_SECONDS)
@@ -198,6 +201,15 @@ class Lane:
         self.report.pauses += 1
         self._killed_at = None
         self._row = self._newest_row()
+
+    def _freeze(self, process: Process) -> None:
+        """Stop it where it does not hold SQLite's only lock: nobody could take the account, or do anything, then."""
+        while True:
+            process.signal(signal.SIGSTOP)
+            if connection.vendor != "sqlite" or _writable(str(connection.settings_dict["NAME"])):
+                return
+            process.signal(signal.SIGCONT)
+            self._listen(process, self._random.uniform(0, 0.2))
 
     # --- judging
 
@@ -255,6 +267,17 @@ class Lane:
 
 def open_log(folder: Path) -> IO[str]:
     return (folder / "bots.log").open("a")
+
+
+def _writable(path: str) -> bool:
+    """Tell whether a transaction can begin in the SQLite file within half a second."""
+    with closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            return False
+    return True
 
 
 def _tail(log: IO[str]) -> str:
