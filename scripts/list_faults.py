@@ -1,6 +1,6 @@
 """Rewrite the last column of the tables of docs/faults.md from the tests that are named after the cards.
 
-    .venv/bin/python scripts/list_faults.py
+    .venv/bin/python -m scripts.list_faults
 
 A test `test_f07_...` belongs to card F07; one `test_f03_r10_...` to R10 as well. A card without a test is `open`. A
 test checks that the tables are up to date and that no card is open.
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import re
 
-if __package__:
-    from scripts.list_invariant_tests import ROOT, tests_by_invariant
-else:  # run as a program: this folder is the one that is searched
-    from list_invariant_tests import ROOT, tests_by_invariant
+from scripts.list_invariant_tests import ROOT, tests_by_invariant
 
 DOCUMENT = ROOT / "docs/faults.md"
 OPEN = "open"
