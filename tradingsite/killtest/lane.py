@@ -223,7 +223,10 @@ class Lane:
             if process is not None and not self._listen(process, 0.5):
                 return False  # it died at its hook: the next one has to explain what is open
         for kind in ("lost", "doubled", "stale"):
-            self.report.say(kind, getattr(found, kind))
+            sentences = getattr(found, kind)
+            self.report.say(kind, sentences)
+            for sentence in sentences:
+                self.say(f"{kind}: {sentence}")
         self._judged = self._row
         return True
 

@@ -55,6 +55,9 @@ class Command(BaseCommand):
             help="PostgreSQL server, like postgresql://user@host/postgres: each lane makes and drops a database there. "
             "Default: SQLite files.",
         )  # fmt: skip
+        parser.add_argument(
+            "--keep", type=Path, metavar="FOLDER", help="Keep logs and SQLite files in this new folder."
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object; what happens goes to stderr")
 
     def handle(self, **options: Any) -> None:
@@ -96,7 +99,11 @@ class Command(BaseCommand):
         origin, real_origin = dt.datetime(2025, 6, 1, tzinfo=dt.UTC), clock.real_now()
         seed = options["seed"] * 1000 + number
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="killtest-", ignore_cleanup_errors=True))
+            if options["keep"] is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="killtest-"))
+            else:
+                folder = str(options["keep"] / f"lane{number}")
+                Path(folder).mkdir(parents=True)
             url = stack.enter_context(_exchange(Path(folder), options, seed, origin, real_origin))
             database = stack.enter_context(_database(options["database"], number))
             lane = {
