@@ -186,6 +186,7 @@ class BotRunner:
         assert self.venue is not None  # noqa: S101 - made in __post_init__
         account = Account(bot=self.bot, venue=self.venue, lease=lease)
         account.refresh_symbols()
+        self.spool.refresh()  # whoever had the account while this process waited may have kept answers
         desk = OrderDesk(account, self.spool)
         wait = takeover.fence().total_seconds() if lease.left_by not in ("", self.holder) else 0.0
         self._session = _Session(account, desk, Reconciler(desk), orders_from=clock.monotonic() + wait)

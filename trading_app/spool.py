@@ -33,17 +33,25 @@ _DECIMALS = ("quantity", "filled", "average_price", "price", "trigger_price")
 
 
 class Spool:
-    """The kept answers of one account, by client order id. One process uses it: the holder of the account's lease."""
+    """The kept answers of one account, by client order id. One process uses it: the holder of the account's lease.
+
+    One that was frozen, or that waits for the account, may have an old picture of the file and write over a line. So
+    `refresh` reads it again at each takeover, and a line that cannot be read costs that answer only, never a start.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._kept: dict[str, PlaceOutcome] = {}
         self._size = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what the file holds by now, beside what is in memory. Never raises."""
         try:
             self._open()
         except OSError as error:
             # A bot without a spool still trades: what it loses here, the venue tells at the next reconciliation.
-            log.error("spool_not_ready", path=str(path), error=str(error))  # noqa: TRY400 - the errno says it all
+            log.error("spool_not_ready", path=str(self.path), error=str(error))  # noqa: TRY400 - the errno says it all
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +63,12 @@ class Spool:
         whole = written[: written.rfind(b"\n") + 1]  # a kill in the middle of a write leaves half a line
         self._size = len(whole)
         for line in whole.splitlines():
-            client_order_id, outcome = _read(json.loads(line))
-            self._kept[client_order_id] = outcome
+            try:
+                client_order_id, outcome = _read(json.loads(line))
+            except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+                log.error("spool_line_unreadable", path=str(self.path), error=str(error))  # noqa: TRY400 - as above
+                continue
+            self._kept.setdefault(client_order_id, outcome)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -79,13 +91,20 @@ class Spool:
         return dict(self._kept)
 
     def clear(self) -> None:
-        """Forget everything: the database has it now. The file keeps its room."""
+        """Forget everything: the database has it now. The file keeps its room. Never raises.
+
+        A file that cannot be emptied does no harm: none of its orders waits for an answer any more.
+        """
         self._kept.clear()
-        if self._size:
+        if not self._size:
+            return
+        try:
             with self.path.open("r+b", buffering=0) as file:
                 file.write(b"\0" * self._size)
                 os.fsync(file.fileno())
             self._size = 0
+        except OSError as error:
+            log.error("spool_not_emptied", path=str(self.path), error=str(error))  # noqa: TRY400 - as above
 
 
 def _allocate(descriptor: int) -> None:

@@ -121,6 +121,22 @@ def test_f29_f30_while_nothing_can_be_written_nothing_is_decided_and_nothing_sen
     assert len(runner.spool) == 1
 
 
+@pytest.mark.django_db
+def test_f29_a_bot_that_waited_for_the_account_writes_what_the_one_before_it_could_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, runner = world.runner(), world.runner()
+    with monkeypatch.context() as patch:
+        patch.setattr(OrderDesk, "apply_outcome", lost)
+        until_it_fails(world, runner)
+    runner.release()
+    order = Order.objects.get(client_order_id=world.venue.placed[0].client_order_id)
+    world.venue.blind_to = {order.client_order_id or ""}
+    waiting.tick()
+    order.refresh_from_db()
+    assert order.state in (OrderState.FILLED, OrderState.CANCELLED)
+
+
 # --- the file
 
 
@@ -149,6 +165,30 @@ def test_f29_half_a_line_of_a_kill_costs_that_answer_only(tmp_path: Path) -> Non
     assert set(torn.kept()) == {"abc"}
     torn.keep("ghi", OUTCOMES[2])
     assert set(Spool(path).kept()) == {"abc", "ghi"}
+
+
+def test_f29_lines_that_two_processes_wrote_over_each_other_stop_no_bot_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "account.jsonl"
+    old_picture, owner = Spool(path), Spool(path)
+    owner.keep("abc", Unknown("x" * 120))
+    owner.keep("def", OUTCOMES[0])
+    old_picture.keep("ghi", OUTCOMES[1])
+    path.write_bytes(path.read_bytes().replace(b'"0.5"', b'"0,5"', 1))  # and a disk that changed a byte
+    again = Spool(path)
+    assert set(again.kept()) == {"ghi"}
+    again.keep("jkl", OUTCOMES[2])
+    assert set(Spool(path).kept()) == {"ghi", "jkl"}
+
+
+def test_f30_a_file_that_is_gone_or_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "account.jsonl"
+    spool = Spool(path)
+    spool.keep("abc", OUTCOMES[0])
+    path.unlink()
+    path.mkdir()
+    spool.clear()
+    spool.keep("def", OUTCOMES[1])
+    assert spool.kept() == {"def": OUTCOMES[1]}
 
 
 def test_f30_the_room_is_taken_before_it_is_needed(tmp_path: Path) -> None:
