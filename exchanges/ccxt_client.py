@@ -139,7 +139,7 @@ class CcxtLink:
         """Pass the gate, do `operation(client)`, tell the gate how it went.
 
         A read that is refused because of the clock is done once more (`retries`) with the difference measured anew.
-        `signed_at_ms` (our clock) is the time that the request is signed with; by default it is now.
+        `signed_at_ms` (the exchange's time) is what the request is signed with; by default it is now.
         """
         try:
             return await self._once(operation, urgent=urgent, signed_at_ms=signed_at_ms)
@@ -305,7 +305,7 @@ def _prepare(client: Any, clock: ExchangeClock) -> None:
 
     def nonce() -> int:
         at = _signed_at.get()
-        return (clock.now_ms() if at is None else at) - clock.offset_ms
+        return clock.now() if at is None else at
 
     client.nonce = nonce
     original = client.handle_errors

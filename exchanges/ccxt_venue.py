@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from exchanges import ccxt_account
-from exchanges.ccxt_client import TRADE_PARALLEL, TRADE_TIMEOUT_MS, CcxtLink, answer_errors, run
+from exchanges.ccxt_client import CLOCK_ALERT_MS, TRADE_PARALLEL, TRADE_TIMEOUT_MS, CcxtLink, answer_errors, run
 from exchanges.ccxt_data import CcxtMarketData, budget
 from exchanges.ccxt_gate import Gate, GateClosedError
 from exchanges.ccxt_outcomes import is_finished, place_outcome, shown
@@ -142,7 +142,9 @@ class CcxtVenue:
 
     def fills_since(self, time_ms: int) -> list[VenueFill]:
         """Trades and funding payments, read in windows and pages as the venue gives them; each of them once."""
-        since = time_ms - self.link.clock.offset_ms
+        # A time of ours becomes the exchange's if we are ahead. It may be the exchange's already (the newest fill's):
+        # while we are behind, that would skip what is new, and reading from too early changes nothing.
+        since = time_ms - max(0, self.link.clock.offset_ms)
         return self._read(lambda: ccxt_account.read_fills(self.link, since))
 
     # -------------------------------------------------------------------- writes
@@ -150,8 +152,11 @@ class CcxtVenue:
         refusal = check_form(request)
         if refusal is not None:
             return refusal
+        sent_ms = request.time_ms or self._clock()
         try:
             self.verify()
+            # The exchange's time, taken before anything more is asked: measured behind a freeze, it would be too new.
+            stamp_ms = sent_ms - self.link.clock.offset_ms
             instrument = self._instrument(request.symbol)
             if instrument is None:
                 return Rejected("UNKNOWN_SYMBOL", f"{request.symbol} is not listed; see instruments()")
@@ -167,7 +172,7 @@ class CcxtVenue:
             return Throttled(self._clock() + ccxt_account.NOT_SENT_PAUSE_MS)
         with self._told():
             try:
-                outcome = run(self._place(request, instrument))
+                outcome = run(self._place(request, instrument, sent_ms, stamp_ms))
             except ExchangeUnavailableError as error:  # no end of it was seen
                 return Unknown(shown(error))
         if isinstance(outcome, Rejected) and outcome.code in (GRID, SIZE, "UNKNOWN_SYMBOL"):
@@ -179,24 +184,34 @@ class CcxtVenue:
             return Rejected("BAD_KIND", "a protective stop is of kind stop_market and reduce_only")
         return self.place(request)
 
-    async def _place(self, request: OrderRequest, instrument: Instrument) -> PlaceOutcome:
-        outcome = await self._send(request, instrument)
+    async def _place(self, request: OrderRequest, instrument: Instrument, sent_ms: int, stamp_ms: int) -> PlaceOutcome:
+        """Send an order of `sent_ms` (our clock), signed with `stamp_ms` (the exchange's), and read what became of it.
+
+        A refused time proves that there is no order. It is signed once more if our clock was ahead (F07). If it was
+        behind, this host may have been paused, clock and all, and the account be another's by now: a later stamp would
+        open the receive-window fence (I15, F37). Whoever sends must ask anew whether it may.
+        """
+        outcome = await self._send(request, instrument, sent_ms, stamp_ms)
         if isinstance(outcome, Rejected) and outcome.code == CLOCK_SKEW:
-            # The refusal proves that there is no order; whether *ours* was too old or our clock wrong decides (F07).
             try:
                 await self.link.measure_clock()
             except answer_errors() as error:
                 return Rejected(CLOCK_SKEW, f"{outcome.reason}; the clock could not be measured: {shown(error)}")
-            outcome = await self._send(request, instrument)
+            measured_ms = sent_ms - self.link.clock.offset_ms
+            if measured_ms - stamp_ms > CLOCK_ALERT_MS:
+                return Rejected(
+                    "STALE_REQUEST",
+                    f"our clock was {measured_ms - stamp_ms} ms behind the exchange's, as after a pause",
+                )
+            outcome = await self._send(request, instrument, sent_ms, min(stamp_ms, measured_ms))
             if isinstance(outcome, Rejected) and outcome.code == CLOCK_SKEW:
                 self.link.notices["clock"] = f"the exchange refuses our time twice in a row: {outcome.reason}"
         if not isinstance(outcome, Ack):
             return outcome
         return Ack(await self._settled(request, outcome.order))
 
-    async def _send(self, request: OrderRequest, instrument: Instrument) -> PlaceOutcome:
-        signed_at = request.time_ms or self._clock()
-        age = self._clock() - signed_at
+    async def _send(self, request: OrderRequest, instrument: Instrument, sent_ms: int, stamp_ms: int) -> PlaceOutcome:
+        age = self._clock() - sent_ms
         if self._window_ms is not None and age > self._window_ms:
             return Rejected("STALE_REQUEST", f"the request is {age} ms old, the window is {self._window_ms} ms")
         kind = "limit" if request.kind == "limit" else "market"
@@ -209,7 +224,7 @@ class CcxtVenue:
                     request.symbol, kind, request.side, f"{request.quantity:f}", price, params
                 ),
                 urgent=request.reduce_only,
-                signed_at_ms=signed_at,
+                signed_at_ms=stamp_ms,
                 retries=0,
             )
         except GateClosedError as closed:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from exchanges.ccxt_client import run
 from exchanges.ccxt_rules import BINANCE
 from exchanges.ccxt_venue import CcxtVenue
 from exchanges.errors import ConfigurationError, ExchangeError, ExchangeUnavailableError
@@ -96,11 +97,34 @@ def test_f07_a_clock_that_went_off_is_measured_again_and_the_order_signed_once_m
 ) -> None:
     told: dict[str, str] = {}
     venue.notify = told.__setitem__
-    server.control.event({"type": "skew", "ms": 60_000})
+    server.control.event({"type": "skew", "ms": -60_000})
     assert isinstance(venue.place(request(venue, clock)), Ack)
     assert asked(server, CREATE) == 2
-    assert venue.link.clock.offset_ms == -60_000
+    assert venue.link.clock.offset_ms == 60_000
     assert "60000 ms" in told["clock"]
+
+
+@pytest.mark.parametrize("measured", ["by the refused order", "by a look at prices before it"])
+def test_f37_i15_an_order_from_before_a_pause_that_stopped_the_clock_as_well_gets_no_newer_time(
+    server: BybitServer, venue: CcxtVenue, clock: Clock, measured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused virtual machine wakes with the time at which it was paused: its lease has run out, its clock has not."""
+    old = request(venue, clock)
+    server.control.event({"type": "skew", "ms": 60_000})
+    if measured != "by the refused order":
+        tickers = venue.data.tickers
+
+        def and_the_clock() -> object:
+            run(venue.link.measure_clock())
+            return tickers()
+
+        monkeypatch.setattr(venue.data, "tickers", and_the_clock)
+    outcome = venue.place(old)
+    assert isinstance(outcome, Rejected)
+    assert outcome.code in ("STALE_REQUEST", "CLOCK_SKEW")
+    assert venue.positions() == []
+    assert venue.link.clock.offset_ms == -60_000
+    assert isinstance(venue.place(request(venue, clock, "ours2")), Ack), "with the right to send asked for anew"
 
 
 def test_f07_a_second_refusal_is_final(server: BybitServer, venue: CcxtVenue, clock: Clock) -> None:
@@ -129,6 +153,19 @@ def test_i15_b4_a_request_from_before_a_freeze_is_refused_here_and_by_the_venue(
     assert there.code == "CLOCK_SKEW"
     assert server.refusals[10002] == asked(server, CREATE) == 2
     assert venue.positions() == []
+
+
+def test_f14_fills_are_found_from_the_newest_one_on_while_our_clock_is_hours_behind(
+    server: BybitServer, venue: CcxtVenue, clock: Clock
+) -> None:
+    assert isinstance(venue.place(request(venue, clock)), Ack)
+    fills = venue.fills_since(clock.now - HOUR_MS)
+    assert fills
+    clock.now -= 3 * HOUR_MS
+    server.control.event({"type": "skew", "ms": 3 * HOUR_MS})
+    run(venue.link.measure_clock())
+    assert venue.link.clock.offset_ms == -3 * HOUR_MS
+    assert venue.fills_since(fills[-1].time_ms - HOUR_MS) == fills
 
 
 def test_f06_a_rate_limit_is_throttled_until_its_reset_and_nothing_is_sent_meanwhile(
