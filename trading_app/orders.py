@@ -152,6 +152,8 @@ class OrderDesk:
     def send(self, order: Order) -> Order:
         """Send an intent once. Raises LeaseLost, with nothing sent, when the account is another's by now.
 
+        An entry is not sent behind a kill switch that was pulled since it was written: sending a bar may take minutes.
+
         The request's time is taken before the lease is checked, so that a pause anywhere behind the check makes the
         request too old for the venue (the receive-window fence, B4).
         """
@@ -159,6 +161,9 @@ class OrderDesk:
         now = clock.market_now()
         with transaction.atomic():
             leases.held(self.account.lease)
+            if not order.reduce_only and Bot.objects.filter(pk=order.bot_id, kill_switch_at__isnull=False).exists():
+                move(order, OrderState.NOT_PLACED, reason=f"NOT_SENT: kill_switch=true | {order.reason}"[:300])
+                return order
             claimed = Order.objects.filter(pk=order.pk, state=OrderState.INTENT).update(
                 state=OrderState.SENDING, sent_at=now
             )

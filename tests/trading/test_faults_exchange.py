@@ -322,6 +322,20 @@ def test_f21_probes_of_a_venue_that_does_not_come_back_grow_rare_and_do_not_come
 # --- people
 
 
+def test_f38_i19_entries_behind_the_one_during_which_the_kill_switch_was_pulled_are_not_sent(world: World) -> None:
+    desk = desk_of(idle(world))
+
+    def slow(venue: Venue, request: OrderRequest) -> PlaceOutcome:
+        assert services.pull_kill_switch(bot=Bot.objects.get(), reason="MANUAL: by=anna")
+        return venue.place(request)
+
+    world.venue.faults = [slow]
+    orders = entries(world, desk, 3)
+    assert [order.state for order in orders[1:]] == ["not_placed", "not_placed"]
+    assert len(world.venue.placed) == 1
+    assert orders[1].reason.startswith("NOT_SENT: kill_switch=true")
+
+
 def test_f38_the_kill_switch_cancels_what_waits_to_open_and_protects_what_was_filled(world: World, person: Any) -> None:
     def waits(venue: Venue, request: OrderRequest) -> PlaceOutcome:
         price = Decimal(str(world.data.tickers()[request.symbol].last))
