@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 from django.conf import settings
+from django.db import DatabaseError
 
 from coverage_app.market import exchange_config
 from coverage_app.models import Symbol
@@ -92,13 +93,22 @@ def _open_live(bot: Bot, data: MarketData) -> Venue:
             f"bot {bot.name!r} would send real orders: that needs EXCHANGE=live and LIVE_TRADING_CONFIRM={bot.name}, "
             f"but they are EXCHANGE={settings.EXCHANGE} and LIVE_TRADING_CONFIRM={settings.LIVE_TRADING_CONFIRM}"
         )
+    if clock.market_clock() is not None and not settings.EXCHANGE_URL:
+        # Its speed would stretch the receive window (B4); only a loopback exchange may run by such a clock.
+        raise ConfigurationError(
+            f"bot {bot.name!r} would send real orders, but this database runs by the clock of a simulated or replayed "
+            "market: use another DATA_DIR (or DATABASE_URL) for EXCHANGE=live"
+        )
     config = replace(
         exchange_config(), market=bot.market, keys=read_keys(), margin_mode=settings.MARGIN_MODE,
         receive_window_ms=receive_window_ms(),
     )  # fmt: skip
 
     def notify(key: str, text: str) -> None:
-        alerts.raise_alert(f"account:{bot.name}:{key}", f"{bot.name}: {text}", Severity.CRITICAL)
+        try:
+            alerts.raise_alert(f"account:{bot.name}:{key}", f"{bot.name}: {text}", Severity.CRITICAL)
+        except DatabaseError:  # it comes with an order's outcome, which must not be lost for it (F29)
+            log.exception("notice_not_written", key=key, text=text)
 
     venue = live_venue(config, clock.market_now_ms, data=data, notify=notify)
     try:

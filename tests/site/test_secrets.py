@@ -17,6 +17,7 @@ import structlog
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.test import Client
 
 from coverage_app import market
@@ -26,7 +27,8 @@ from exchanges.errors import ConfigurationError, ExchangeError
 from exchanges.factory import ExchangeConfig
 from exchanges.keys import Keys, Secret
 from exchanges.simulated import SimulatedMarket
-from ops_app import clock
+from ops_app import alerts, clock
+from ops_app.models import MarketClock
 from tests.bybit import BybitServer, Fault
 from tests.site.conftest import World
 from tests.site.test_access import paths
@@ -194,6 +196,30 @@ def test_nobody_gets_to_a_real_account_by_one_setting(world: World, settings: An
     settings.EXCHANGE, settings.LIVE_TRADING_CONFIRM = "live", "another"
     with pytest.raises(ConfigurationError, match="would send real orders"):
         open_venue(world.bot, None)  # type: ignore[arg-type]  # refused before it is looked at
+
+
+def test_b4_no_real_orders_by_the_clock_of_a_simulated_market(
+    world: World, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot of another name in the database of a simulation: its receive window would last for minutes."""
+    world.bot.mode = BotMode.LIVE
+    settings.EXCHANGE, settings.LIVE_TRADING_CONFIRM = "live", world.bot.name
+    monkeypatch.setattr(clock, "market_clock", lambda: MarketClock(speed=60.0))
+    with pytest.raises(ConfigurationError, match="another DATA_DIR"):
+        open_venue(world.bot, None)  # type: ignore[arg-type]  # as above
+
+
+def test_f29_a_notice_that_the_database_cannot_take_costs_no_orders_outcome(
+    account: tuple[BybitServer, CcxtVenue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> None:
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(alerts, "raise_alert", lost)
+    _, venue = account
+    venue.link.notices["clock"] = "this host's clock is 3000 ms ahead"
+    assert venue.balance().currency == "USDT"
+    assert not venue.link.notices
 
 
 @pytest.mark.parametrize(
