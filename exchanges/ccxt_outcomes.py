@@ -143,11 +143,14 @@ def decimal(value: object) -> Decimal | None:
 def venue_order(raw: Mapping[str, Any], request: OrderRequest | None = None) -> VenueOrder:
     """Return ccxt's order as the port's; what the answer leaves open is taken from `request`.
 
-    Raises ValueError for one without a side or a quantity. Bybit's `closed` may be a cancelled rest: by `filled`.
+    Raises ValueError for one without a side or a quantity (0 is one: a stop over whatever the position is, placed by
+    hand, must not hide the other orders). Bybit's `closed` may be a cancelled rest: by `filled`.
     """
     info = raw.get("info") or {}
     side = raw.get("side") or (request.side if request else None)
-    quantity = decimal(info.get("qty")) or decimal(raw.get("amount")) or (request.quantity if request else None)
+    quantity = decimal(info.get("qty"))
+    if quantity is None:
+        quantity = decimal(raw.get("amount")) or (request.quantity if request else None)
     if side not in ("buy", "sell") or quantity is None:
         raise ValueError(f"an order without side or quantity: {raw.get('id')!r}")
     filled = decimal(info.get("cumExecQty")) or decimal(raw.get("filled")) or Decimal(0)

@@ -36,3 +36,9 @@ def own_prefix(bot: Bot) -> str:
 def client_order_id(bot: Bot, *, token: int, order_id: int) -> str:
     """Return account, deployment, fencing token and row in 17 letters and digits (B6)."""
     return own_prefix(bot) + base36(token, TOKEN_CHARS) + base36(order_id, ROW_CHARS)
+
+
+def is_a_bots(client_id: str) -> bool:
+    """Tell whether an id has the form of the ones made here, by whatever bot. People's orders have no id, or longer."""
+    width = ACCOUNT_CHARS + DEPLOYMENT_CHARS + TOKEN_CHARS + ROW_CHARS
+    return len(client_id) == width and set(client_id) <= set(_DIGITS)

@@ -141,7 +141,10 @@ def _protect_one(desk: OrderDesk, position: Position, orders: list[Order], done:
 
 
 def _keep_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> None:
+    instrument = desk.account.instruments.get(desk.account.code_of(position.symbol_id))
     open_quantity = abs(position.quantity)
+    if instrument is not None:  # what a stop can be over: a lot that grew must not make every stop look too small (F27)
+        open_quantity = instrument.quantize_quantity(open_quantity)
     side = "sell" if position.quantity > 0 else "buy"
     live = [order for order in stops if order.state in LIVE]
     fitting = [order for order in live if order.quantity - order.filled == open_quantity and order.side == side]

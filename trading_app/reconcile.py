@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+import structlog
 from django.db import transaction
 from django.db.models import Q
 
+from exchanges.errors import ExchangeError, ExchangeUnavailableError
 from exchanges.port import VenueOrder, VenuePosition
 from ops_app import alerts, clock, leases
 from ops_app.choices import Severity
@@ -19,13 +21,15 @@ from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from trading_app.choices import FillKind, OrderPurpose, OrderState, RiskKind
-from trading_app.client_ids import account_prefix
+from trading_app.client_ids import is_a_bots
 from trading_app.equity import entries_blocked
 from trading_app.models import Bot, Fill, Order, Position
 from trading_app.orders import FILL_DELAY, OrderDesk, fill_overlap, move
 from trading_app.positions import AppliedFills, apply_fills, fold_position
 from trading_app.protection import adopt_stop_price, open_positions, protect
 from trading_app.services import record_risk
+
+log = structlog.get_logger(__name__)
 
 MAX_DRIFT_LOOKS = 3
 """Passes in a row with the same difference before the exchange's position wins."""
@@ -165,7 +169,13 @@ class Reconciler:
             picture = seen.get(client_id)
             if picture is None:  # it is open here and not there: ask for the order itself
                 symbol = self.desk.account.code_of(order.symbol_id)
-                picture = self.desk.account.venue.order_by_client_id(symbol, client_id)
+                try:
+                    picture = self.desk.account.venue.order_by_client_id(symbol, client_id)
+                except ExchangeUnavailableError:
+                    raise
+                except ExchangeError as error:  # this symbol's alone, and proves nothing (F17, I20)
+                    log.warning("order_not_read", order=str(order), symbol=symbol, error=str(error))
+                    continue
                 if picture is None:
                     done.orders += self._nowhere(order)
                     continue
@@ -191,8 +201,9 @@ class Reconciler:
 
     def _foreign_order(self, order: VenueOrder, done: Reconciled) -> None:
         done.foreign_orders.append(order.client_order_id or order.venue_order_id)
-        if order.client_order_id.startswith(account_prefix(self.bot)) and len(order.client_order_id) == 17:
-            # Only a bot makes such ids, and none of this database's: another one trades this account (F36).
+        if is_a_bots(order.client_order_id):
+            # Only a bot makes such ids, and this one did not: another one trades this account, from another database or
+            # under another name (F36).
             done.two_bots = reason(TWO_BOTS, order=order.client_order_id, symbol=order.symbol)
         key = order.client_order_id or order.venue_order_id
         if key in self._reported:
@@ -229,7 +240,9 @@ class Reconciler:
             seen, position = there.get(symbol), here.get(symbol)
             venue_quantity = seen.quantity if seen is not None else Decimal(0)
             if position is not None and position.foreign:
-                done.positions += self._follow_foreign(position, venue_quantity)
+                done.positions += self._follow_foreign(
+                    position, venue_quantity, seen.mark_price if seen is not None else None
+                )
                 continue
             own_quantity = position.quantity if position is not None else Decimal(0)
             if venue_quantity == own_quantity:
@@ -319,15 +332,17 @@ class Reconciler:
             stop_price=stop, opened_at=clock.market_now(),
         )  # fmt: skip
 
-    def _follow_foreign(self, position: Position, quantity: Decimal) -> bool:
-        """Follow what its owner does. Returns whether anything changed."""
+    def _follow_foreign(self, position: Position, quantity: Decimal, mark: Decimal | None) -> bool:
+        """Follow what its owner does. Returns whether anything changed. `mark`: the price now."""
         if quantity == position.quantity:
             return False
+        if quantity * position.quantity < 0 and mark is not None:  # turned round: the old stop is on the winning side
+            position.stop_price = adopt_stop_price(quantity=quantity, mark=mark, distance=FOREIGN_STOP_DISTANCE)
         position.quantity = quantity
         if quantity == 0:
             position.closed_at = clock.market_now()
             position.close_reason = "EXTERNAL: closed at the exchange by its owner"
         else:
             position.side = 1 if quantity > 0 else -1
-        position.save(update_fields=["quantity", "side", "closed_at", "close_reason"])
+        position.save(update_fields=["quantity", "side", "stop_price", "closed_at", "close_reason"])
         return True

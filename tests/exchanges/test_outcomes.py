@@ -14,7 +14,7 @@ import ccxt
 import pytest
 
 from exchanges.ccxt_gate import Trouble, trouble_of
-from exchanges.ccxt_outcomes import BAN_MS, is_finished, place_outcome
+from exchanges.ccxt_outcomes import BAN_MS, is_finished, place_outcome, venue_order
 from exchanges.ccxt_rules import BINANCE, BYBIT, KRAKEN, OKX, VENUES, VenueRules
 from exchanges.port import DUPLICATE, Ack, OrderRequest, PlaceOutcome, Rejected, Throttled, Unknown
 
@@ -255,3 +255,11 @@ def test_f39_a_banned_address_is_throttled_and_stops_every_call(
     assert isinstance(outcome(error, rules), Throttled)
     assert trouble_of(error, rules, status=status) is Trouble.BAN
     assert BAN_MS >= 600_000
+
+
+def test_i20_a_stop_over_whatever_the_position_is_hides_no_other_order() -> None:
+    """Placed by hand at the exchange it has no quantity; the list that holds it must still be readable."""
+    raw = {"id": "7", "symbol": "BTC/USDT:USDT", "side": "sell", "amount": 0.0, "info": {"qty": "0.000"}}
+    assert venue_order(raw).quantity == 0
+    with pytest.raises(ValueError, match="without side or quantity"):
+        venue_order(raw | {"amount": None, "info": {}})

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from exchanges.port import OrderRequest, VenueFill
+from exchanges.errors import ExchangeError
+from exchanges.port import OrderRequest, VenueFill, VenueOrder
 from ops_app.models import Alert
 from tests.trading import venues
 from tests.trading.conftest import HOUR, World
@@ -191,6 +192,66 @@ def test_f15_a_position_of_somebody_else_is_reported_protected_and_never_traded(
     assert not Decision.objects.filter(symbol__code=symbol, outcome__in=("ENTER", "EXIT")).exists()
 
 
+def test_f15_i18_a_position_of_somebody_else_that_turned_round_gets_a_stop_on_its_new_losing_side(world: World) -> None:
+    Bot.objects.update(desired_state="pause")
+    runner = world.runner()
+    runner.tick()
+    symbol = world.codes[0]
+    price = Decimal(repr(world.data.tickers()[symbol].last))
+    instrument = next(each for each in world.data.instruments() if each.symbol == symbol)
+    quantity = instrument.quantize_quantity(200 / price)
+    place(world, symbol, "buy", str(quantity))
+    minutes(world, runner, 12)
+    place(world, symbol, "sell", str(2 * quantity), client_id="x2")
+    minutes(world, runner, 12)
+    position = Position.objects.open().get(foreign=True)
+    assert (position.side, position.quantity) == (-1, -quantity)
+    (stop,) = [order for order in world.matching.open_orders(symbol) if order.kind == "stop_market"]
+    assert stop.side == "buy"
+    assert stop.trigger_price is not None
+    assert stop.trigger_price > price
+
+
+def test_i20_an_order_that_cannot_be_read_keeps_no_other_symbol_from_its_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, position = enter(world)
+    Bot.objects.update(desired_state="pause")
+    runner.tick()
+    stop = Order.objects.get(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED)
+    read = world.venue.order_by_client_id
+
+    def refused(symbol: str, client_id: str) -> VenueOrder | None:
+        if client_id == stop.client_order_id:
+            raise ExchangeError(f"10001: {symbol} is not supported")
+        return read(symbol, client_id)
+
+    monkeypatch.setattr(world.venue, "order_by_client_id", refused)
+    world.matching.cancel(position.symbol.code, stop.client_order_id or "")
+    other = next(code for code in world.codes if not Position.objects.open().filter(symbol__code=code).exists())
+    instrument = next(each for each in world.data.instruments() if each.symbol == other)
+    quantity = instrument.quantize_quantity(200 / Decimal(repr(world.data.tickers()[other].last)))
+    place(world, other, "buy", str(quantity))
+    minutes(world, runner, 12)
+    adopted = Position.objects.open().get(symbol__code=other)
+    assert Order.objects.filter(position=adopted, purpose=OrderPurpose.STOP, state=OrderState.ACKED).exists()
+    stop.refresh_from_db()
+    assert stop.state == OrderState.ACKED, "a read that failed proves nothing"
+
+
+def test_f27_a_lot_that_grew_leaves_one_stop_and_no_storm_of_them(world: World) -> None:
+    runner, position = enter(world)
+    session = runner._session
+    assert session is not None
+    code, rules = position.symbol.code, session.account.instruments
+    lots = abs(position.quantity) // rules[code].lot_size
+    rules[code] = replace(rules[code], lot_size=rules[code].lot_size * (lots // 2 + 1))
+    assert protect(session.desk).stops_placed == 1, "over what can be traded"
+    assert protect(session.desk).changes == 0
+    (stop,) = [order for order in world.matching.open_orders(code) if order.kind == "stop_market"]
+    assert stop.quantity == rules[code].lot_size
+
+
 def test_f16_a_position_that_vanished_is_closed_with_a_reason_and_leaves_no_stop(world: World) -> None:
     runner, position = enter(world)
     side = "sell" if position.quantity > 0 else "buy"
@@ -239,14 +300,16 @@ def test_f17_a_failed_read_of_positions_is_never_taken_for_flat(world: World, mo
     assert position.quantity != 0
 
 
-def test_f36_an_order_with_our_accounts_prefix_of_another_database_stops_entries(world: World) -> None:
+@pytest.mark.parametrize("name", ["the same bot in another database", "a bot of another name with the same keys"])
+def test_f36_an_order_of_another_bot_on_our_account_stops_entries(world: World, name: str) -> None:
     world.activate(probability_zero(world))
     runner = world.runner()
     runner.tick()
     symbol = world.codes[0]
     price = Decimal(str(world.data.tickers()[symbol].last))
     instrument = next(each for each in world.data.instruments() if each.symbol == symbol)
-    strange = account_prefix(world.bot) + "zzz" + "0001" + "0000001"
+    prefix = account_prefix(world.bot if name.startswith("the same") else Bot(account="simulated:other"))
+    strange = prefix + "zzz" + "0001" + "0000001"
     limit = instrument.quantize_price(price * Decimal("0.8"))
     quantity = instrument.quantize_quantity(Decimal(100) / limit)
     place(world, symbol, "buy", str(quantity), client_id=strange, kind="limit", price=limit)
