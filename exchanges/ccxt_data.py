@@ -83,8 +83,14 @@ class CcxtMarketData:
         return dict(self._tickers[1])
 
     def instrument(self, symbol: str) -> Instrument | None:
-        """Rules of one symbol, at most ten minutes old; None if it is not listed."""
-        self._load_markets()
+        """Rules of one symbol; None if it is not listed. Ten minutes old at most, or as old as the last ones that were
+        answered: an exit must not wait for public data (I20).
+        """
+        try:
+            self._load_markets()
+        except ExchangeError:
+            if not self._markets:
+                raise
         each = self._markets.get(symbol)
         return None if each is None else self._instrument(each)
 

@@ -256,7 +256,10 @@ class BotRunner:
 
     def _reconcile(self, session: _Session, report: TickReport) -> None:
         may_send = clock.monotonic() >= session.orders_from
-        session.account.instruments = self._instruments()
+        try:
+            session.account.instruments = self._instruments()
+        except ExchangeError as error:  # public data are away: with the rules of before, exits and stops go on (I20)
+            log.warning("instruments_not_read", error=str(error))
         session.account.refresh_symbols()
         done = session.reconciler.run(may_send=may_send)
         report.reconciled, report.fills = True, report.fills + done.fills

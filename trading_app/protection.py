@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+import structlog
+
 from ops_app import alerts, clock
 from ops_app.choices import Severity
 from ops_app.prepared import Prepared
@@ -32,6 +34,8 @@ from trading_app.choices import (
 from trading_app.models import Order, Position
 from trading_app.orders import NewOrder, OrderDesk
 from trading_app.services import record_risk
+
+log = structlog.get_logger(__name__)
 
 MAX_STOP_ATTEMPTS = 2
 """Stops that a venue refuses before the position is closed by market instead (F18)."""
@@ -86,7 +90,18 @@ def protect(desk: OrderDesk) -> Protected:
         if order.pk not in known:
             orders_of[order.position_id].append(order)
     for position in positions:
-        _protect_one(desk, position, orders_of.pop(position.pk, []), done)
+        orders = orders_of.pop(position.pk, [])
+        try:
+            _protect_one(desk, position, orders, done)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # this symbol's: the others go on (I20)
+            done.unprotected += 1
+            log.exception("not_protected", position=position.pk)
+            alerts.raise_alert(
+                f"not_protected:{position.pk}",
+                f"{position.symbol.code}: its stop and target cannot be kept ({type(error).__name__}: {error}). "
+                "Look at the position at the exchange.",
+                Severity.CRITICAL,
+            )
     for orphans in orders_of.values():  # their positions are closed: what is left must not meet the next one
         for order in orphans:
             if order.state not in IN_FLIGHT_ORDER_STATES:

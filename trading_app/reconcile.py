@@ -20,7 +20,7 @@ from ops_app.choices import Severity
 from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
-from trading_app.choices import FillKind, OrderPurpose, OrderState, RiskKind
+from trading_app.choices import TERMINAL_ORDER_STATES, FillKind, OrderPurpose, OrderState, RiskKind
 from trading_app.client_ids import is_a_bots
 from trading_app.equity import entries_blocked
 from trading_app.models import Bot, Fill, Order, Position
@@ -110,13 +110,15 @@ class Reconciler:
         done.not_sent = self.adopt_in_flight()
         done.fills = self.sync_fills().new
         done.resolved = self.look_up_due(done)
-        self._open_orders(done)
+        leftovers = self._open_orders(done)
         if done.orders:
             # Filled after the fills were read: without them its position would look open, and a stop would be missed.
             done.fills += self.sync_fills().new
         self._positions(done)
         if may_send:
             self._cancel_entries(done)
+            for order in leftovers:
+                self.desk.cancel(order)
             done.protection = protect(self.desk).changes
         if done.protection:  # what was just closed or stopped has fills of its own
             done.fills += self.sync_fills().new
@@ -159,7 +161,11 @@ class Reconciler:
 
     # --- orders
 
-    def _open_orders(self, done: Reconciled) -> None:
+    def _open_orders(self, done: Reconciled) -> list[Order]:
+        """Compare the open orders. Returns those that ended here and are open there: a look-up lied once, and nobody
+        would ever ask for them again.
+        """
+        leftovers: list[Order] = []
         seen = {order.client_order_id: order for order in self.desk.account.venue.open_orders()}
         ours = {order.client_order_id or "": order for order in _open_here.objects(self.bot.pk)}
         if only_there := seen.keys() - ours.keys():
@@ -182,8 +188,11 @@ class Reconciler:
             self._missing.pop(client_id, None)
             if picture is not None and picture.client_order_id == client_id:
                 done.orders += self.desk.apply_evidence(order, picture)
+                if picture.status == "open" and order.state in TERMINAL_ORDER_STATES:
+                    leftovers.append(order)
         for client_id in seen.keys() - ours.keys():
             self._foreign_order(seen[client_id], done)
+        return leftovers
 
     def _nowhere(self, order: Order) -> bool:
         """Count a look that found an open order nowhere; returns whether it was one too many.

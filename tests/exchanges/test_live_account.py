@@ -168,6 +168,19 @@ def test_f14_fills_are_found_from_the_newest_one_on_while_our_clock_is_hours_beh
     assert venue.fills_since(fills[-1].time_ms - HOUR_MS) == fills
 
 
+def test_i20_without_public_data_an_exit_is_sent_by_the_rules_of_before(
+    server: BybitServer, venue: CcxtVenue, clock: Clock
+) -> None:
+    order = request(venue, clock)
+    assert isinstance(venue.place(order), Ack)
+    clock.now += 15 * 60_000
+    server.faults.rules = [Fault("reset", "v5/market/")]
+    assert len(venue.positions()) == 1
+    out = replace(order, client_order_id="ours2", side="sell", reduce_only=True, time_ms=clock.now)
+    assert isinstance(venue.place(out), Ack)
+    assert venue.positions() == []
+
+
 def test_f06_a_rate_limit_is_throttled_until_its_reset_and_nothing_is_sent_meanwhile(
     server: BybitServer, venue: CcxtVenue, clock: Clock
 ) -> None:

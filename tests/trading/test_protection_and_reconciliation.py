@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exchanges.errors import ExchangeError
+from exchanges.errors import ExchangeError, ExchangeUnavailableError
 from exchanges.port import OrderRequest, VenueFill, VenueOrder
 from ops_app.models import Alert
 from tests.trading import venues
@@ -237,6 +237,68 @@ def test_i20_an_order_that_cannot_be_read_keeps_no_other_symbol_from_its_stop(
     assert Order.objects.filter(position=adopted, purpose=OrderPurpose.STOP, state=OrderState.ACKED).exists()
     stop.refresh_from_db()
     assert stop.state == OrderState.ACKED, "a read that failed proves nothing"
+
+
+def test_i20_rules_of_a_symbol_that_make_no_sense_keep_no_other_position_from_its_stop(world: World) -> None:
+    runner, _ = enter(world)
+    for _ in range(48):
+        if Position.objects.open().count() > 1:
+            break
+        world.pass_bars(runner, 1)
+    session = runner._session
+    assert session is not None
+    first, other = Position.objects.open().order_by("id")[:2]
+    rules = session.account.instruments
+    rules[first.symbol.code] = replace(rules[first.symbol.code], tick_size=Decimal(0), lot_size=Decimal(0))
+    for order in world.matching.open_orders(other.symbol.code):
+        world.matching.cancel(other.symbol.code, order.client_order_id)
+    Order.objects.filter(position=other, purpose=OrderPurpose.STOP).update(state=OrderState.CANCELLED)
+    assert protect(session.desk).unprotected == 1
+    assert "stop_market" in kinds_at_the_exchange(world, other)
+    assert Alert.objects.filter(key=f"not_protected:{first.pk}", resolved_at=None).exists()
+
+
+def test_i20_without_public_data_the_account_is_reconciled_and_its_positions_are_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _ = enter(world)
+
+    def away(_: BotRunner) -> None:
+        raise ExchangeUnavailableError("market data")
+
+    monkeypatch.setattr(BotRunner, "_instruments", away)
+    Bot.objects.update(desired_state="close_only")
+    minutes(world, runner, 6)
+    assert not Position.objects.open().exists()
+    assert not Alert.objects.filter(key__startswith="exchange:", resolved_at=None).exists()
+
+
+def test_i16_an_order_that_ended_here_by_a_lie_and_is_open_there_does_not_rest_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, position = enter(world)
+    Bot.objects.update(desired_state="pause")
+    minutes(world, runner, 6)
+    stop = Order.objects.get(position=position, purpose=OrderPurpose.STOP, state=OrderState.ACKED)
+    read_all, read_one = world.venue.open_orders, world.venue.order_by_client_id
+
+    def others(symbol: str | None = None) -> list[VenueOrder]:
+        return [order for order in read_all(symbol) if order.client_order_id != stop.client_order_id]
+
+    def ended(symbol: str, client_id: str) -> VenueOrder | None:
+        found = read_one(symbol, client_id)
+        return replace(found, status="cancelled") if found and client_id == stop.client_order_id else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.venue, "open_orders", others)
+        patch.setattr(world.venue, "order_by_client_id", ended)
+        minutes(world, runner, 6)
+    stop.refresh_from_db()
+    assert stop.state == OrderState.CANCELLED
+    assert kinds_at_the_exchange(world, position).count("stop_market") == 2
+    minutes(world, runner, 6)
+    (left,) = [order for order in world.matching.open_orders(position.symbol.code) if order.kind == "stop_market"]
+    assert left.client_order_id != stop.client_order_id
 
 
 def test_f27_a_lot_that_grew_leaves_one_stop_and_no_storm_of_them(world: World) -> None:
