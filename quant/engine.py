@@ -21,7 +21,7 @@ from quant.labels import LabelSpec
 from quant.outcomes import Outcome
 from quant.reasons import code_of, details_of, reason
 from quant.regime import RegimeSpec, regime_reason, regime_values
-from quant.risk import CorrelatedBook, RiskLimits, check_correlated, check_entry, entry_headroom
+from quant.risk import CorrelatedBook, RiskLimits, check_correlated, check_entry, check_slots, entry_headroom
 from quant.schema import FeatureSchema
 from quant.sizing import SizingSpec, position_notional
 
@@ -175,15 +175,14 @@ def decide(
         book.add(side=position.side, notional=notional)
 
     candidates: list[int] = []
-    row_usable = (
-        ~np.isinf(bar.features).any(axis=1)
-        & (np.isfinite(bar.close) & (bar.close > 0))
-        & (np.isfinite(bar.atr_pct) & (bar.atr_pct > 0))
-    ).tolist()
+    row_usable = usable_rows(features=bar.features, close=bar.close, atr_pct=bar.atr_pct).tolist()
     # Lists: a number out of an array costs ten times as much as one out of a list.
     sides, covered, probabilities = bar.side.tolist(), bar.covered.tolist(), bar.probability.tolist()
     account_refusal = _refuse_entries(portfolio)
-    refuse = _entry_rules(bar, spec, schema)
+    refuse = entry_rules(
+        side=bar.side, atr_pct=bar.atr_pct, probability=bar.probability, threshold=bar.threshold,
+        features=bar.features, spec=spec, schema=schema,
+    )  # fmt: skip
     for i, symbol in enumerate(bar.symbols):
         if symbol in decisions:
             continue
@@ -208,7 +207,13 @@ def decide(
 
     candidates.sort(key=lambda i: (-probabilities[i], bar.symbols[i]))
     open_positions = len(portfolio.positions) + len(portfolio.pending - portfolio.positions.keys())
+    full: str | None = None
     for i in candidates:
+        full = full or check_slots(equity=portfolio.equity, open_positions=open_positions, limits=spec.limits)
+        if full is not None:  # nor is anything after it granted, so nothing is sized
+            symbol = bar.symbols[i]
+            decisions[symbol] = Decision(symbol, sides[i], probabilities[i], Outcome.REFUSED, full)
+            continue
         decision, notional = _grant_entry(bar, i, exposure, book, open_positions, portfolio, spec)
         decisions[decision.symbol] = decision
         exposure += notional
@@ -255,12 +260,17 @@ def _exit_cause(
         for block in blocks.split(BLOCK_SEPARATOR):
             if code_of(block) in spec.closing_blocks:
                 return _because("BLOCKED", block)
+    return barrier_cause(position, close=close, closed_ms=bar.open_time_ms + spec.bar_ms, bar_ms=spec.bar_ms)
+
+
+def barrier_cause(position: PositionState, *, close: float, closed_ms: int, bar_ms: int) -> str | None:
+    """Return which barrier a position has reached at a close (NaN: no candle), or None."""
     if (close - position.stop_price) * position.side <= 0:  # NaN compares as False: only time may close then
         return reason("STOP", close=close, stop=position.stop_price)
     if (close - position.target_price) * position.side > 0:  # what rests there has not filled, or not wholly
         return reason("TARGET", close=close, target=position.target_price)
-    if bar.open_time_ms + spec.bar_ms >= position.expires_ms:
-        return reason("TIME_BARRIER", bars=(position.expires_ms - position.opened_ms) // spec.bar_ms)
+    if closed_ms >= position.expires_ms:
+        return reason("TIME_BARRIER", bars=(position.expires_ms - position.opened_ms) // bar_ms)
     return None
 
 
@@ -285,11 +295,31 @@ def _refuse_entries(portfolio: PortfolioState) -> str | None:
     return None if portfolio.close_all is None else _because("CLOSE_ALL", portfolio.close_all)
 
 
-def _entry_rules(bar: BarInput, spec: EngineSpec, schema: FeatureSchema) -> Callable[[int], str | None]:
-    """Everything against an entry in row i that depends on neither the account nor the other entries of the bar."""
-    sides, atr_pcts = bar.side.tolist(), bar.atr_pct.tolist()
-    probabilities, thresholds = bar.probability.tolist(), bar.threshold.tolist()
-    regimes = regime_values(bar.features, schema)
+def usable_rows(
+    *, features: NDArray[np.float32], close: NDArray[np.float64], atr_pct: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return for each row (a symbol at a bar) whether an entry can be priced: features float32[n, F], else [n]."""
+    priced = np.isfinite(close) & (close > 0) & np.isfinite(atr_pct) & (atr_pct > 0)
+    return np.asarray(~np.isinf(features).any(axis=1) & priced)
+
+
+def entry_rules(
+    *,
+    side: NDArray[np.int8],
+    atr_pct: NDArray[np.float64],
+    probability: NDArray[np.float64],
+    threshold: NDArray[np.float64],
+    features: NDArray[np.float32],
+    spec: EngineSpec,
+    schema: FeatureSchema,
+) -> Callable[[int], str | None]:
+    """Return what tells everything against an entry in row i that depends on nothing but the row.
+
+    That is, neither on the account nor on other entries nor on the time, so the rows may be of many bars.
+    """
+    sides, atr_pcts = side.tolist(), atr_pct.tolist()
+    probabilities, thresholds = probability.tolist(), threshold.tolist()
+    regimes = regime_values(features, schema)
     widest = max(spec.label.stop_loss, spec.label.profit_take)
 
     def refuse(i: int) -> str | None:

@@ -34,8 +34,9 @@ def liquidity_bars(step_ms: int) -> int:
 
 def volatility(close: NDArray[np.float64], *, step_ms: int) -> float:
     """Return the root mean square of the log returns of the last closes, scaled to the liquidity window."""
-    returns = np.diff(np.log(close))
-    sigma = float(np.sqrt(np.mean(returns**2))) if len(returns) else 0.0
+    logs = np.log(close)
+    returns = logs[1:] - logs[:-1]
+    sigma = math.sqrt(float(np.add.reduce(returns * returns)) / len(returns)) if len(returns) else 0.0
     return sigma * liquidity_bars(step_ms) ** 0.5
 
 

@@ -56,6 +56,15 @@ def entry_headroom(*, equity: float, exposure: float, limits: RiskLimits) -> flo
     return max(0.0, min(by_position, by_exposure))
 
 
+def check_slots(*, equity: float, open_positions: int, limits: RiskLimits) -> str | None:
+    """Return why no entry of any size is allowed, or None: the part of `check_entry` that asks nothing about it."""
+    if not equity > 0:
+        return reason("NO_EQUITY", equity=equity)
+    if open_positions >= limits.max_open_positions:
+        return reason("MAX_OPEN_POSITIONS", open=open_positions, limit=limits.max_open_positions)
+    return None
+
+
 def check_entry(
     *, notional: float, equity: float, exposure: float, open_positions: int, limits: RiskLimits
 ) -> str | None:
@@ -63,10 +72,9 @@ def check_entry(
 
     Fails closed: a value that is not a number is refused.
     """
-    if not equity > 0:
-        return reason("NO_EQUITY", equity=equity)
-    if open_positions >= limits.max_open_positions:
-        return reason("MAX_OPEN_POSITIONS", open=open_positions, limit=limits.max_open_positions)
+    refusal = check_slots(equity=equity, open_positions=open_positions, limits=limits)
+    if refusal is not None:
+        return refusal
     slack = 1.0 + 1e-9  # a notional that was capped to a limit is within it, whatever the last bit says
     if not exposure + notional <= limits.max_leverage * equity * slack:
         return reason("MAX_LEVERAGE", leverage=(exposure + notional) / equity, limit=limits.max_leverage)

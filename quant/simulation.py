@@ -2,8 +2,9 @@
 
 What happens in a bar, in this order: orders of the last close fill at the open; funding that is due is paid; stops that
 the bar reaches are filled, then targets that it trades through, from the very bar of the entry on; at the close the
-account is valued and `quant.engine.decide` is asked. So nothing of a bar is known before it is decided on, and no
-market order fills at a price that was known when it was sent.
+account is valued, and the rules of `quant.engine` say what leaves and what cannot enter; `decide` is asked about the
+rest (a test asks it about everything, and nothing changes). So nothing of a bar is known before it is decided on, and
+no market order fills at a price that was known when it was sent.
 
 Market orders and stops pay half the spread; a target pays the maker's fee only (`quant.fills`). An entry gets at most
 its share of the last hour's volume and loses the rest; what is left of an exit goes on at the next open. A symbol
@@ -14,14 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant import fills, risk
-from quant.engine import BarInput, EngineSpec, EntryIntent, ExitIntent, PortfolioState, PositionState, decide
+from quant.engine import (
+    BarInput,
+    EngineSpec,
+    EntryIntent,
+    PortfolioState,
+    PositionState,
+    barrier_cause,
+    decide,
+)
+from quant.offers import Offers, Signals
 from quant.panel import Panel
 from quant.reasons import code_of, reason
 from quant.schema import FeatureSchema
@@ -29,37 +39,6 @@ from quant.timeframes import DAY_MS
 
 SETTLED_AFTER_BARS = 48
 _BASIS_POINT = 1e-4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """Signals that reach their threshold, k of them in order of ``bar``: what a model would trade.
-
-    ``bar`` and ``column`` int64[k] place them in the panel; ``side`` int8; ``probability`` and ``threshold`` float64;
-    ``features`` float32[k, F]; ``model`` int64[k], the number of the model that speaks (None: they are of number 0).
-    ``promised_precision`` maps every model that is held to the share of its trades that it said would pay.
-    """
-
-    bar: NDArray[np.int64]
-    column: NDArray[np.int64]
-    side: NDArray[np.int8]
-    probability: NDArray[np.float64]
-    threshold: NDArray[np.float64]
-    features: NDArray[np.float32]
-    model: NDArray[np.int64] | None = None
-    promised_precision: Mapping[int, float | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for each in ("column", "side", "probability", "threshold", "features"):
-            if len(getattr(self, each)) != len(self.bar):
-                raise ValueError(f"{each} has {len(getattr(self, each))} rows and bar {len(self.bar)}: one per signal")
-        if self.model is not None and len(self.model) != len(self.bar):
-            raise ValueError(f"model has {len(self.model)} rows and bar {len(self.bar)}: one per signal")
-        if np.any(np.diff(self.bar) < 0):
-            raise ValueError("bar goes backwards; signals come in order of their bars")
-
-    def __len__(self) -> int:
-        return len(self.bar)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +69,13 @@ class Trade:
 
 @dataclass(slots=True, kw_only=True)
 class _Position:
-    """An open position: what the engine sees of it, and what it has cost. ``left`` is what is not closed yet."""
+    """An open position: what the engine sees of it, whose quantity is what is not closed yet, and what it has cost."""
 
     state: PositionState
+    entered: float
     column: int
     entry_bar: int
     probability: float
-    left: float
     model: int = 0
     fees: float = 0.0
     funding: float = 0.0
@@ -161,17 +140,22 @@ class Simulation:
         """Play the bars ``start <= bar < stop``, entering by ``signals`` (None: no model, so no entries)."""
         bars = np.empty(0, dtype=np.int64) if signals is None else signals.bar
         first = np.searchsorted(bars, np.arange(start, stop + 1)).tolist()
+        offers = None if signals is None else Offers.of(signals, panel=self.panel, spec=self.spec, schema=self.schema)
         bar = start
         while bar < stop:
             if not self._positions and not self._entries:
                 # Nothing can happen before the next signal: the account stands still.
                 upcoming = first[bar - start]
+                if offers is not None and self._killed is not None and offers.all_plain(upcoming, first[-1]):
+                    self._refuse(self._killed, first[-1] - upcoming)  # and nothing ever will
+                    self.equity[bar:stop] = self._cash
+                    return
                 until = min(stop, int(bars[upcoming])) if upcoming < len(bars) else stop
                 self.equity[bar:until] = self._cash
                 bar = until
                 if bar == stop:
                     return
-            self._play(bar, signals, first[bar - start], first[bar - start + 1])
+            self._play(bar, offers, first[bar - start], first[bar - start + 1])
             bar += 1
 
     def finish(self) -> None:
@@ -180,24 +164,25 @@ class Simulation:
         last = int(played[-1]) if len(played) else 0
         for position in list(self._positions.values()):
             close = self._last_close(position.column, last)
-            self._close(position, position.left, close * self._against(-position.state.side), last, "END_OF_TEST")
+            price = close * self._against(-position.state.side)
+            self._close(position, position.state.quantity, price, last, "END_OF_TEST")
 
     # ------------------------------------------------------------------- a bar
-    def _play(self, bar: int, signals: Signals | None, first: int, last: int) -> None:
+    def _play(self, bar: int, offers: Offers | None, first: int, last: int) -> None:
         self._fill_orders(bar)
         self._pay_funding(bar)
         self._fill_resting(bar)
         worth, exposure = self._value(bar)
         self.equity[bar], self.exposure[bar] = worth, exposure
         self._watch(bar, worth)
-        if not self._positions and first == last:
-            return
-        self._decide(bar, worth, signals, first, last)
+        self._exit(bar)
+        if offers is not None and first < last:
+            self._enter(bar, worth, offers, first, last)
 
     def _fill_orders(self, bar: int) -> None:
         entries, self._entries = self._entries, []
         for position in [each for each in self._positions.values() if each.exit_cause]:
-            price, quantity = self._take(bar, position.column, -position.state.side, position.left)
+            price, quantity = self._take(bar, position.column, -position.state.side, position.state.quantity)
             if quantity > 0:
                 self._close(position, quantity, price, bar, position.exit_cause)
         for entry in entries:
@@ -219,19 +204,20 @@ class Simulation:
                     opened_ms=int(self.panel.open_time[bar]),
                     expires_ms=intent.expires_ms,
                 ),
+                entered=quantity,
                 column=entry.column,
                 entry_bar=bar,
                 probability=entry.probability,
-                left=quantity,
                 model=entry.model,
                 fees=fee,
             )
 
     def _take(self, bar: int, column: int, side: int, quantity: float) -> tuple[float, float]:
         """Return price and quantity that a taker of ``side`` gets at the open; quantity 0 where nothing trades."""
-        opened = float(self.panel.open[bar, column])
-        past = slice(max(0, bar - fills.liquidity_bars(self.spec.bar_ms)), bar)
-        volume = float(np.nansum(self.panel.volume[past, column]))
+        opened = self.panel.open.item(bar, column)
+        since = max(0, bar - fills.liquidity_bars(self.spec.bar_ms))
+        traded = self.panel.volume[since:bar, column]
+        volume = traded.item() if len(traded) == 1 else float(np.nansum(traded))
         if not (opened > 0 and volume > 0):
             return math.nan, 0.0
         quantity = min(quantity, fills.MAX_VOLUME_SHARE * volume)
@@ -251,10 +237,12 @@ class Simulation:
     def _pay_funding(self, bar: int) -> None:
         """The rate of the bar in which a position was entered fell due at that very moment: it is not charged."""
         for position in self._positions.values():
-            rate = float(self.panel.funding[bar, position.column])
-            price = float(self.panel.open[bar, position.column])
-            if rate and price > 0 and bar > position.entry_bar:
-                paid = position.state.side * position.left * price * rate
+            rate = self.panel.funding.item(bar, position.column)
+            if not rate:
+                continue
+            price = self.panel.open.item(bar, position.column)
+            if price > 0 and bar > position.entry_bar:
+                paid = position.state.side * position.state.quantity * price * rate
                 position.funding += paid
                 self._cash -= paid
 
@@ -262,45 +250,44 @@ class Simulation:
         """Fill the stops and targets that wait at the exchange, the stop first in a bar that reaches both."""
         for position in list(self._positions.values()):
             column, state = position.column, position.state
-            opened = float(self.panel.open[bar, column])
+            opened = self.panel.open.item(bar, column)
             if opened > 0:
-                high, low = float(self.panel.high[bar, column]), float(self.panel.low[bar, column])
+                high, low = self.panel.high.item(bar, column), self.panel.low.item(bar, column)
                 price = fills.stop_price(side=state.side, trigger=state.stop_price, opened=opened, high=high, low=low)
                 if price is not None:
-                    cause = reason("STOP", stop=state.stop_price)
-                    self._close(position, position.left, price * self._against(-state.side), bar, cause)
+                    self._close(position, state.quantity, price * self._against(-state.side), bar, "STOP")
                 elif fills.limit_reached(side=state.side, limit=state.target_price, high=high, low=low):
-                    quantity = min(position.left, fills.MAX_VOLUME_SHARE * float(self.panel.volume[bar, column]))
+                    quantity = min(state.quantity, fills.MAX_VOLUME_SHARE * self.panel.volume.item(bar, column))
                     if quantity > 0:
-                        cause = reason("TARGET", target=state.target_price)
-                        self._close(position, quantity, state.target_price, bar, cause, maker=True)
+                        self._close(position, quantity, state.target_price, bar, "TARGET", maker=True)
             elif self._last_bar(column, bar) < bar - SETTLED_AFTER_BARS:
-                self._close(position, position.left, self._last_close(column, bar), bar, "SETTLED: series=ended")
+                self._close(position, state.quantity, self._last_close(column, bar), bar, "SETTLED")
 
     def _close(
-        self, position: _Position, quantity: float, price: float, bar: int, cause: str, *, maker: bool = False
+        self, position: _Position, quantity: float, price: float, bar: int, code: str, *, maker: bool = False
     ) -> None:
         state = position.state
         fee = self._fee(quantity * price, maker=maker)
         position.fees += fee
         position.received += quantity * price
-        position.left -= quantity
+        left = state.quantity - quantity
         self._cash += state.side * quantity * (price - state.entry_price) - fee
-        if position.left > 1e-9 * state.quantity:
+        if left > 1e-9 * position.entered:
+            position.state = replace(state, quantity=left)
             return
         del self._positions[state.symbol]
         trade = Trade(
             symbol=state.symbol,
             side=state.side,
-            quantity=state.quantity,
+            quantity=position.entered,
             opened_ms=state.opened_ms,
             closed_ms=int(self.panel.open_time[bar]),
             entry_price=state.entry_price,
-            exit_price=position.received / state.quantity,
+            exit_price=position.received / position.entered,
             fees=position.fees,
             funding=position.funding,
             probability=position.probability,
-            cause=code_of(cause) or cause,
+            cause=code,
         )
         self.trades.append(trade)
         track = self.tracks.setdefault(position.model, Track())
@@ -320,11 +307,11 @@ class Simulation:
         """Return equity and gross exposure at the bar's close."""
         worth, exposure = self._cash, 0.0
         for position in self._positions.values():
-            close = float(self.panel.close[bar, position.column])
+            close, state = self.panel.close.item(bar, position.column), position.state
             if not close > 0:
                 close = self._last_close(position.column, bar)
-            worth += position.state.side * position.left * (close - position.state.entry_price)
-            exposure += position.left * close
+            worth += state.side * state.quantity * (close - state.entry_price)
+            exposure += state.quantity * close
         return worth, exposure
 
     def _watch(self, bar: int, worth: float) -> None:
@@ -346,29 +333,57 @@ class Simulation:
                 self.risk_events.append((bar, self._killed))
 
     # ----------------------------------------------------------------- decisions
-    def _decide(self, bar: int, worth: float, signals: Signals | None, first: int, last: int) -> None:
-        """Ask the engine about the held symbols and those with a signal: about the others it decides nothing."""
-        rows = {} if signals is None else {int(signals.column[row]): row for row in range(first, last)}
-        columns = [position.column for position in self._positions.values()]
-        columns += [column for column in rows if self.panel.symbols[column] not in self._positions]
-        n, at = len(columns), np.array(columns, dtype=np.int64)
-        asked = np.array([rows.get(column, -1) for column in columns], dtype=np.int64)
+    def _exit(self, bar: int) -> None:
+        """Send an exit for what has reached a barrier: all that the engine asks where nothing is blocked."""
+        closed_ms = int(self.panel.open_time[bar]) + self.spec.bar_ms
+        for position in self._positions.values():
+            if not position.exit_cause:
+                close = self.panel.close.item(bar, position.column)
+                cause = barrier_cause(position.state, close=close, closed_ms=closed_ms, bar_ms=self.spec.bar_ms)
+                position.exit_cause = "" if cause is None else code_of(cause)
+
+    def _enter(self, bar: int, worth: float, offers: Offers, first: int, last: int) -> None:
+        """Refuse what no entry can come of, and ask the engine about the rest, as far as there is room for any."""
+        held = {position.column for position in self._positions.values()}
+        blocked = self._killed or ("DAILY_LOSS" if self._daily_loss else None)
+        account = blocked or risk.check_slots(
+            equity=worth, open_positions=len(self._positions), limits=self.spec.limits
+        )
+        asked, against = [], offers.against if blocked is None else lambda _row: blocked
+        for row, column in enumerate(offers.column[first:last], first):
+            if column in held:
+                continue
+            if not offers.plain[row]:
+                asked.append(row)
+            elif (why := against(row) or account) is not None:
+                self._refuse(why)
+            else:
+                asked.append(row)
+        if asked:
+            self._ask(bar, worth, offers, np.array(asked, dtype=np.int64), blocked)
+
+    def _ask(self, bar: int, worth: float, offers: Offers, asked: NDArray[np.int64], blocked: str | None) -> None:
+        """Ask the engine about these signals. What is held comes first in the bar: its price counts as exposure."""
+        signals, held = offers.signals, [position.column for position in self._positions.values()]
+        n, of = len(held) + len(asked), slice(len(held), None)
+        columns = np.array([*held, *signals.column[asked].tolist()], dtype=np.int64)
         features = np.full((n, len(self.schema)), np.nan, dtype=np.float32)
+        features[of] = signals.features[asked]
         side = np.zeros(n, dtype=np.int8)
-        probability, threshold = np.full(n, np.nan), np.full(n, np.nan)
-        if signals is not None:
-            there = asked >= 0
-            features[there] = signals.features[asked[there]]
-            side[there] = signals.side[asked[there]]
-            probability[there] = signals.probability[asked[there]]
-            threshold[there] = signals.threshold[asked[there]]
+        side[of] = signals.side[asked]
+        numbers = np.full((4, n), np.nan)
+        for line, values in zip(
+            numbers, (offers.atr_pct, offers.volatility, signals.probability, signals.threshold), strict=True
+        ):
+            line[of] = values[asked]
+        atr_pct, volatility, probability, threshold = numbers
         decisions = decide(
             bar=BarInput(
                 open_time_ms=int(self.panel.open_time[bar]),
-                symbols=tuple(self.panel.symbols[column] for column in columns),
-                close=self.panel.close[bar, at],
-                atr_pct=features[:, self.schema.index("atr_pct")].astype(np.float64),
-                volatility=features[:, self.schema.index("volatility_24")].astype(np.float64),
+                symbols=tuple(self.panel.symbols[column] for column in columns.tolist()),
+                close=self.panel.close[bar, columns],
+                atr_pct=atr_pct,
+                volatility=volatility,
                 features=features,
                 side=side,
                 probability=probability,
@@ -377,26 +392,28 @@ class Simulation:
             ),
             portfolio=PortfolioState(
                 equity=worth,
-                positions={symbol: replace(each.state, quantity=each.left) for symbol, each in self._positions.items()},
-                exiting=frozenset(symbol for symbol, each in self._positions.items() if each.exit_cause),
+                positions={symbol: each.state for symbol, each in self._positions.items()},
+                exiting=frozenset(self._positions),  # their exits are decided
                 day_start_equity=self._day_start,
                 peak_equity=self._peak,
-                entries_blocked=self._killed or ("DAILY_LOSS" if self._daily_loss else None),
+                entries_blocked=blocked,
                 guard=self._guard(signals),
             ),
             spec=self.spec,
             schema=self.schema,
         )
-        for column, decision in zip(columns, decisions, strict=True):
-            intent = decision.intent
-            if isinstance(intent, ExitIntent):
-                self._positions[decision.symbol].exit_cause = intent.cause
-            elif isinstance(intent, EntryIntent):
-                model = 0 if signals is None or signals.model is None else int(signals.model[rows[column]])
-                entry = _Entry(intent=intent, column=column, probability=decision.probability, model=model)
-                self._entries.append(entry)
-            elif decision.symbol not in self._positions:
-                self._refuse(code_of(decision.reason) or decision.reason)
+        for row, decision in zip(asked.tolist(), decisions[of], strict=True):
+            if isinstance(decision.intent, EntryIntent):
+                self._entries.append(
+                    _Entry(
+                        intent=decision.intent,
+                        column=offers.column[row],
+                        probability=decision.probability,
+                        model=0 if signals.model is None else int(signals.model[row]),
+                    )
+                )
+            else:
+                self._refuse(decision.reason)
 
     def _guard(self, signals: Signals | None) -> float:
         """What the model that keeps its promise least leaves of the usual size, as in `trading_app.bar`."""
@@ -406,8 +423,9 @@ class Simulation:
             shares.append(risk.performance_guard(promised=promised, trades=track.trades, wins=track.wins))
         return min(shares)
 
-    def _refuse(self, code: str) -> None:
-        self.refused[code] = self.refused.get(code, 0) + 1
+    def _refuse(self, why: str, times: int = 1) -> None:
+        code = code_of(why) or why
+        self.refused[code] = self.refused.get(code, 0) + times
 
 
 def trades_hash(trades: list[Trade]) -> str:

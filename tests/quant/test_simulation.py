@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.engine import BarInput, EngineSpec, PortfolioState, decide
+from quant import simulation as simulating
+from quant.engine import BarInput, EngineSpec, EntryIntent, ExitIntent, PortfolioState, decide
 from quant.label_spec import LabelSpec
+from quant.offers import Signals
 from quant.panel import Panel
+from quant.reasons import code_of
 from quant.risk import RiskLimits
 from quant.schema import FeatureSchema
-from quant.simulation import Signals, Simulation, Trade, trades_hash
+from quant.simulation import Simulation, Trade, trades_hash
 from quant.timeframes import HOUR_MS
 from tests.quant.feature_worlds import mixed, random_panel
 
@@ -281,6 +284,104 @@ def test_the_engine_decides_the_same_about_some_symbols_as_about_all(seed: int) 
     assert whole == less
 
 
+class AskingAboutAll(Simulation):
+    """Takes no short cut: every bar is played, and the engine is asked about all that is held or has a signal."""
+
+    def run(self, start: int, stop: int, signals: Signals | None) -> None:
+        assert signals is not None
+        for bar in range(start, stop):
+            self._fill_orders(bar)
+            self._pay_funding(bar)
+            self._fill_resting(bar)
+            worth, exposure = self._value(bar)
+            self.equity[bar], self.exposure[bar] = worth, exposure
+            self._watch(bar, worth)
+            self._ask_about_all(bar, worth, signals)
+
+    def _ask_about_all(self, bar: int, worth: float, signals: Signals) -> None:
+        rows = {int(signals.column[row]): int(row) for row in np.flatnonzero(signals.bar == bar)}
+        held = [position.column for position in self._positions.values()]
+        columns = [*held, *(column for column in rows if column not in held)]
+        asked = [rows.get(column) for column in columns]
+        blank = np.full(len(SCHEMA), np.nan, dtype=np.float32)
+        features = np.array([blank if row is None else signals.features[row] for row in asked], dtype=np.float32)
+        features = features.reshape(len(columns), len(SCHEMA))
+        known = {
+            name: np.array([np.nan if row is None else getattr(signals, name)[row] for row in asked], dtype=np.float64)
+            for name in ("probability", "threshold")
+        }
+        decisions = decide(
+            bar=BarInput(
+                open_time_ms=int(self.panel.open_time[bar]),
+                symbols=tuple(self.panel.symbols[column] for column in columns),
+                close=self.panel.close[bar, np.array(columns, dtype=np.int64)],
+                atr_pct=features[:, SCHEMA.index("atr_pct")].astype(np.float64),
+                volatility=features[:, SCHEMA.index("volatility_24")].astype(np.float64),
+                features=features,
+                side=np.array([0 if row is None else signals.side[row] for row in asked], dtype=np.int8),
+                covered=np.ones(len(columns), dtype=np.bool_),
+                probability=known["probability"],
+                threshold=known["threshold"],
+            ),
+            portfolio=PortfolioState(
+                equity=worth,
+                positions={symbol: each.state for symbol, each in self._positions.items()},
+                exiting=frozenset(symbol for symbol, each in self._positions.items() if each.exit_cause),
+                day_start_equity=self._day_start,
+                peak_equity=self._peak,
+                entries_blocked=self._killed or ("DAILY_LOSS" if self._daily_loss else None),
+                guard=self._guard(signals),
+            ),
+            spec=self.spec,
+            schema=SCHEMA,
+        )
+        for column, decision in zip(columns, decisions, strict=True):
+            if isinstance(decision.intent, ExitIntent):
+                self._positions[decision.symbol].exit_cause = code_of(decision.intent.cause)
+            elif isinstance(decision.intent, EntryIntent):
+                entry = simulating._Entry(
+                    intent=decision.intent, column=column, probability=decision.probability, model=0
+                )
+                self._entries.append(entry)
+            elif column not in held:
+                self._refuse(decision.reason)
+
+
+def troubled_signals(panel: Panel, seed: int) -> Signals:
+    """Signals of every kind: too weak, in a bad regime, with a feature that is none or a probability that is none."""
+    rng = np.random.default_rng(seed)
+    some = random_signals(panel, seed, n=400)
+    some.features[rng.random(len(some)) < 0.1, SCHEMA.index("adx_14")] = 1.0
+    some.features[rng.random(len(some)) < 0.05, SCHEMA.index("rsi_14")] = np.inf
+    some.features[rng.random(len(some)) < 0.05, SCHEMA.index("atr_pct")] = np.nan
+    probability = rng.uniform(0.45, 0.9, len(some))
+    probability[rng.random(len(some)) < 0.05] = np.nan
+    return replace(some, probability=probability, promised_precision={0: 0.6})
+
+
+@settings(max_examples=30)
+@given(seeds, st.sampled_from([0.004, 0.05, 0.9]), st.sampled_from([0.002, 0.01, 0.9]), st.integers(1, 4))
+def test_what_the_engine_is_not_asked_would_have_changed_nothing(
+    seed: int, drawdown: float, daily_loss: float, most: int
+) -> None:
+    panel = random_panel(seed, 200, 6)
+    given_signals = troubled_signals(panel, seed)
+    limits = RiskLimits(max_drawdown_fraction=drawdown, daily_loss_fraction=daily_loss, max_open_positions=most)
+    played = []
+    for kind in (Simulation, AskingAboutAll):
+        spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2))
+        simulation = kind(panel=panel, spec=spec, schema=SCHEMA)
+        simulation.run(0, panel.n_times, given_signals)
+        simulation.finish()
+        played.append(simulation)
+    quick, whole = played
+    assert trades_hash(quick.trades) == trades_hash(whole.trades)
+    assert quick.equity.tobytes() == whole.equity.tobytes()
+    assert quick.refused == whole.refused
+    assert quick.risk_events == whole.risk_events
+    assert quick.tracks == whole.tracks
+
+
 # ---------------------------------------------------------------------------- the rest
 def test_the_hash_of_trades_sees_every_bit() -> None:
     (trade,) = play(flat(), signals((10, 0, 1))).trades
@@ -293,6 +394,8 @@ def test_the_hash_of_trades_sees_every_bit() -> None:
 def test_wrong_inputs_are_named() -> None:
     with pytest.raises(ValueError, match="goes backwards"):
         signals((10, 0, 1), (9, 0, 1))
+    with pytest.raises(ValueError, match="column goes backwards or repeats"):
+        signals((10, 0, 1), (10, 0, -1))
     with pytest.raises(ValueError, match="side has 1 rows"):
         signals((10, 0, 1), (11, 0, 1), side=np.array([1], dtype=np.int8))
     spec = EngineSpec(bar_ms=HOUR_MS)

@@ -13,15 +13,16 @@ from quant.engine import EngineSpec
 from quant.features import FeatureState
 from quant.features import replay as replay_features
 from quant.model import MetaModel
+from quant.offers import Signals
 from quant.panel import Panel
 from quant.promises import LiveRecord
 from quant.signals import primary_side
-from quant.simulation import Signals, Simulation, Track
+from quant.simulation import Simulation, Track
 from quant.training_spec import TrainingSpec
 from quant.watch import window_start
 
-CHUNK_VALUES = 2**23
-"""Features in memory at once: 32 MB."""
+CHUNK_VALUES = 2**18
+"""Features in memory at once: 1 MB, still in the cache when the signals are read from them."""
 EVERY_SIGNAL = 0.5
 """The probability and the threshold of a signal that no model was asked about: the least size."""
 
@@ -72,7 +73,8 @@ class SignalFeed:
         chunk = max(1, CHUNK_VALUES // (len(self.symbols) * len(self.spec.schema)))
         while self._row < stop:
             first, self._row = self._row, min(self._row + chunk, stop)
-            parts.append(self._read(first, self.panel.rows(first, self._row).select(self.symbols)))
+            rows = self.panel.rows(first, self._row)
+            parts.append(self._read(first, rows if self.symbols == rows.symbols else rows.select(self.symbols)))
         return parts
 
     def _read(self, first: int, part: Panel) -> Signals:
@@ -155,8 +157,11 @@ class Account:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("bar", "column", "side", "probability", "threshold", "features", "model")
         }
-        order = np.lexsort((joined["column"], joined["bar"]))
+        place = joined["bar"] * self.simulation.panel.n_symbols + joined["column"]
+        if np.any(place[1:] < place[:-1]):
+            order = np.argsort(place, kind="stable")
+            joined = {name: values[order] for name, values in joined.items()}
         return Signals(
-            **{name: values[order] for name, values in joined.items()},
+            **joined,
             promised_precision={feed.number: feed.promised for feed in self._held.values()},
         )

@@ -8,7 +8,11 @@ import numpy as np
 
 from quant.engine import EngineSpec
 from quant.features import FeatureState, replay, warm_cache
+from quant.model import encode_features
 from quant.panel import Panel
+from quant.reasons import code_of
+from quant.signals import primary_side
+from quant.simulation import Simulation
 from quant.timeframes import HOUR_MS
 from tradingsite.backtest.account import Account, SignalFeed
 from tradingsite.bench import worlds
@@ -29,10 +33,9 @@ def run(scale: Scale) -> Iterator[Figure]:
     model = usual_model(training.schema, panel.symbols)
     start_ms, end_ms = int(panel.open_time[0]), int(panel.open_time[-1]) + panel.step_ms
     out = np.empty((ROWS, scale.symbols, len(training.schema)), dtype=np.float32)
-    trades = 0
+    codes, played = model.codes_for(panel.symbols), list[Simulation]()
 
     def play() -> None:
-        nonlocal trades
         account = Account.open(
             panel, engine=EngineSpec(bar_ms=HOUR_MS), training=training, initial_equity=1e6, start_ms=start_ms
         )
@@ -43,22 +46,34 @@ def run(scale: Scale) -> Iterator[Figure]:
                 end_ms=end_ms, model=model,
             ),
         )  # fmt: skip
-        trades = len(account.finish(end_ms).trades)
-        expect(trades > 0, "not one trade")
+        played[:] = [account.finish(end_ms)]
+        expect(len(played[0].trades) > 0, "not one trade")
 
     def least() -> None:
         state = FeatureState.create(training.schema, scale.symbols)
         for start in range(0, panel.n_times, ROWS):
             rows = panel.rows(start, min(start + ROWS, panel.n_times))
-            replay(state, rows, out=out[: rows.n_times])
+            features = replay(state, rows, out=out[: rows.n_times])
+            bars, columns = np.nonzero(primary_side(training.signal, features, training.schema))
+            if len(bars):
+                asked = encode_features(
+                    features[bars, columns], codes[columns], encoding="index", n_symbols=scale.symbols
+                )
+                model._booster.predict(asked, raw_score=True, num_threads=1)
 
     spent = cpu_seconds(play, best_of=2)
     candles = panel.n_times * panel.n_symbols
     yield Figure(
         name="backtest.play", symbols=scale.symbols, unit=SECONDS, value=spent, limit=cpu_seconds(least, best_of=2),
         goal=candles / CANDLES_PER_SECOND,
-        versus=f"the features alone; {candles / spent / 1e6:.2f} M candles/s, {trades:,} trades",
+        versus=f"features and LightGBM alone; {candles / spent / 1e6:.2f} M candles/s, {_what_happened(played[0])}",
     )  # fmt: skip
+
+
+def _what_happened(simulation: Simulation) -> str:
+    killed = [bar for bar, why in simulation.risk_events if code_of(why) == "KILL_SWITCH"]
+    until = f", the last before the kill switch at {killed[0] / simulation.panel.n_times:.0%} of it" if killed else ""
+    return f"{len(simulation.trades):,} trades{until}"
 
 
 def _funded(panel: Panel) -> Panel:
