@@ -199,12 +199,19 @@ class CcxtLink:
 
     # ------------------------------------------------------------------- the exchange's clock
     async def measure_clock(self) -> None:
-        """Measure the difference between our clock and the exchange's; half of the way counts for each direction."""
+        """Measure the difference between our clock and the exchange's; half of the way counts for each direction.
+
+        An answer that took long says little: while the known difference may be right by it, that one stays. Else one
+        slow answer would let orders be accepted for longer than their receive window (B4).
+        """
         clock = self.clock
         before = clock.now_ms()
         theirs = int(await self._once(lambda client: client.fetch_time(), urgent=True, signed_at_ms=None))
         after = clock.now_ms()
-        clock.offset_ms, clock.measured_at = (before + after) // 2 - theirs, after
+        offset_ms = (before + after) // 2 - theirs
+        if clock.measured_at is None or abs(offset_ms - clock.offset_ms) > (after - before) // 2:
+            clock.offset_ms = offset_ms
+        clock.measured_at = after
         if abs(clock.offset_ms) > CLOCK_ALERT_MS:
             self.notices["clock"] = (
                 f"this host's clock is {clock.offset_ms} ms ahead of the exchange's. Requests are signed with the "

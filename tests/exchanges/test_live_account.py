@@ -155,6 +155,20 @@ def test_i15_b4_a_request_from_before_a_freeze_is_refused_here_and_by_the_venue(
     assert venue.positions() == []
 
 
+def test_f07_b4_a_slow_answer_does_not_make_a_good_measurement_of_the_clock_worse(
+    venue: CcxtVenue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_time = venue.link.client.fetch_time
+
+    async def slow(*arguments: Any) -> int:
+        clock.now += 4_000  # the request took all of it, so that the middle is two seconds off
+        return int(await fetch_time(*arguments))
+
+    monkeypatch.setattr(venue.link.client, "fetch_time", slow)
+    run(venue.link.measure_clock())
+    assert (venue.link.clock.offset_ms, venue.link.clock.stale) == (0, False)
+
+
 def test_f14_fills_are_found_from_the_newest_one_on_while_our_clock_is_hours_behind(
     server: BybitServer, venue: CcxtVenue, clock: Clock
 ) -> None:
