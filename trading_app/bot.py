@@ -282,7 +282,8 @@ class BotRunner:
         looked = session.lookup_at is not None and now >= session.lookup_at
         if looked:
             session.reconciler.look_up_due()
-        if not (applied.new or looked or session.closing):
+        report.following = bool(applied.new or looked or session.closing)
+        if not report.following:
             return
         if clock.monotonic() >= session.orders_from:
             self._after_orders(session, report)

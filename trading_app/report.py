@@ -11,13 +11,14 @@ LeaseState = Literal["held", "taken", "busy", "lost"]
 
 @dataclass(slots=True)
 class TickReport:
-    """One pass. `idle` passes did nothing but say that they live."""
+    """One pass. `idle` passes did nothing but say that they live; `following` ones look after something open."""
 
     lease: LeaseState = "held"
     waiting: str = ""
     reconciled: bool = False
     changes: int = 0
     fills: int = 0
+    following: bool = False
     models_loaded: int = 0
     models_refused: int = 0
     replays: int = 0
@@ -32,8 +33,8 @@ class TickReport:
     @property
     def idle(self) -> bool:
         return not (
-            self.reconciled or self.fills or self.models_loaded or self.models_refused or self.bar_at is not None
-            or self.orders_sent or self.errors
+            self.reconciled or self.following or self.fills or self.models_loaded or self.models_refused
+            or self.bar_at is not None or self.orders_sent or self.errors
         )  # fmt: skip
 
     @property

@@ -15,6 +15,7 @@ from ops_app import clock, leases
 from ops_app.models import Event
 from quant.timeframes import to_ms
 from tests.factories import EPOCH
+from tests.trading import venues
 from tests.trading.conftest import HOUR, MINUTE, StandIn, World
 from trading_app.bot import pass_interval
 from trading_app.choices import OrderPurpose, OrderState
@@ -58,6 +59,24 @@ def test_an_entry_is_filled_protected_and_exits(world: World) -> None:
     assert not Order.objects.open().filter(position=position).exists()
     venue_positions = {each.symbol for each in world.matching.positions()}
     assert {row.symbol.code for row in Position.objects.open()} == venue_positions
+
+
+def test_a_pass_that_waits_to_close_a_position_is_not_idle(make_world: Any) -> None:
+    """It asks for fills and looks at the stops each time: 8 queries that no idle pass may cost."""
+    world: World = make_world()
+    runner = world.runner()
+    if not runner.tick().entries:
+        world.until_entry(runner)
+    world.venue.faults = [venues.rejected] * 50
+    Bot.objects.update(desired_state="close_only")
+    reports = []
+    for _ in range(10):
+        world.sim.advance(dt.timedelta(minutes=1))
+        with CaptureQueriesContext(connection) as queries:
+            report = runner.tick()
+        reports.append(report)
+        assert len(queries) <= 3 or not report.idle
+    assert any(report.following and not report.orders_sent for report in reports)
 
 
 @pytest.mark.parametrize("n_symbols", [40, 500])
