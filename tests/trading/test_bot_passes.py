@@ -64,6 +64,7 @@ def test_an_entry_is_filled_protected_and_exits(world: World) -> None:
 def test_a_pass_that_waits_to_close_a_position_is_not_idle(make_world: Any) -> None:
     """It asks for fills and looks at the stops each time: 8 queries that no idle pass may cost."""
     world: World = make_world()
+    world.activate()
     runner = world.runner()
     if not runner.tick().entries:
         world.until_entry(runner)
