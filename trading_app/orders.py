@@ -186,6 +186,10 @@ class OrderDesk:
         except DatabaseError:
             self.spool.keep(order.client_order_id or "", outcome)  # the only moment at which it could be lost (F29)
             raise
+        except OrderStateError:  # while this process was frozen, the account's new owner found out about the order
+            with transaction.atomic():
+                leases.held(self.account.lease)
+            raise
         return order
 
     def send_all(self, orders: Iterable[Order]) -> None:

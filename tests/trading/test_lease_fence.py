@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 
+from exchanges.port import OrderRequest, PlaceOutcome
 from ops_app import leases
 from ops_app.leases import LeaseLost
 from tests.trading.conftest import World
@@ -144,3 +145,27 @@ def test_b5_who_takes_the_account_of_a_dead_one_that_another_process_found_waits
     waiting = takeover.wait_for_account(world.bot, holder="bot@here:2:efgh", ttl=TTL, stopped=lambda: bool(reports))
     assert waiting is None
     assert reports[0].waiting == "RECEIVE_WINDOW"
+
+
+def test_f37_who_wakes_with_an_answer_to_an_order_that_the_new_owner_settled_has_lost_the_account(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen between request and answer; meanwhile another bot took the account and found the order."""
+    runner = world.runner(lease_ttl=TTL)
+    runner.adopt(owner(world))
+    assert runner._session is not None
+    desk = runner._session.desk
+    place = world.matching.place
+
+    def frozen(request: OrderRequest) -> PlaceOutcome:
+        outcome = place(request)
+        world.sim.advance(TTL + SECOND)
+        other = world.runner(lease_ttl=TTL, holder="bot@there:2:efgh")
+        other.tick()
+        return outcome
+
+    monkeypatch.setattr(world.venue.inner, "place", frozen)
+    with transaction.atomic():
+        (order,) = desk.write([entry(world)])
+    with pytest.raises(LeaseLost):
+        desk.send(order)

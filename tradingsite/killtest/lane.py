@@ -42,10 +42,6 @@ PAUSED_AFTER_SECONDS = 2.0
 TAIL = 3000
 
 
-class BotFailedError(RuntimeError):
-    """A bot ended although nobody had killed it."""
-
-
 @dataclass(slots=True)
 class Process:
     """A forked bot, and the lines that it says."""
@@ -145,7 +141,8 @@ class Lane:
 
     def _end(self, process: Process, number: int = signal.SIGKILL) -> None:
         if not process.end(number):
-            raise BotFailedError(f"a bot ended by itself; it said:\n{_tail(self.log)}")
+            self.report.say("errors", ["a bot ended by itself"])
+            self.say(f"a bot ended by itself; the end of the log:\n{_tail(self.log)}")
 
     def _fork(self, fate: child.Fate = NEVER) -> Process:
         connections.close_all()
