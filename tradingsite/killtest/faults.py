@@ -11,14 +11,16 @@ WRITES, READS, PUBLIC = (
     "order/(realtime|history)|execution/list|position/list|wallet",
     "market/",
 )
+RARE = {"probability": 0.001}
+"""Each of these looks like maintenance, after which the bot is silent for a minute: more would test patience only."""
 SILENT: list[dict[str, Any]] = [
     {"kind": "reset"},
     {"kind": "close"},
     {"kind": "delay", "seconds": 0.3},
     {"kind": "delay_close", "seconds": 0.3},
-    {"kind": "status", "status": 503},
+    {"kind": "status", "status": 503, **RARE},
     {"kind": "status", "status": 524},
-    {"kind": "html"},
+    {"kind": "html", **RARE},
     {"kind": "empty"},
     {"kind": "ret_code", "code": 10000, "message": "Server Timeout"},
     {"kind": "ret_code", "code": 10016, "message": "Server error"},
@@ -26,20 +28,20 @@ SILENT: list[dict[str, Any]] = [
 TORN: list[dict[str, Any]] = [{"kind": "truncated"}, {"kind": "broken_json"}]
 LIES: list[dict[str, Any]] = [{"kind": "duplicate_rows"}, {"kind": "shuffle_rows"}, {"kind": "no_rows"}]
 ON_WRITES, ON_READS = 0.01, 0.003
-"""Probabilities of each rule at each request: together a third of the orders and a twentieth of the reads go wrong."""
+"""Probabilities of each rule at each request: a quarter of the orders and 4 % of the reads go wrong."""
 
 
 def plan(seed: int) -> dict[str, Any]:
     """Return the schedule: every kind on orders before, during and after the effect, and every kind on reads."""
     rules = [
-        {**fault, "path": WRITES, "method": "POST", "phase": phase, "probability": ON_WRITES}
+        {"probability": ON_WRITES, **fault, "path": WRITES, "method": "POST", "phase": phase}
         for fault in SILENT
         for phase in ("before", "during", "after")
     ]
     rules += [{**fault, "path": WRITES, "method": "POST", "probability": ON_WRITES} for fault in TORN]
     rules.append({"kind": "rate_limit", "path": WRITES, "probability": ON_WRITES})
-    rules += [{**fault, "path": READS, "probability": ON_READS} for fault in (*SILENT, *TORN, *LIES)]
-    rules += [{**fault, "path": PUBLIC, "probability": ON_READS} for fault in (*SILENT, *TORN)]
+    rules += [{"probability": ON_READS, **fault, "path": READS} for fault in (*SILENT, *TORN, *LIES)]
+    rules += [{"probability": ON_READS, **fault, "path": PUBLIC} for fault in (*SILENT, *TORN)]
     return {"seed": seed, "rules": rules}
 
 
