@@ -57,9 +57,14 @@ def test_t9_processes_that_are_killed_and_frozen_break_nothing(tmp_path: Path) -
 @pytest.mark.database
 @pytest.mark.slow
 def test_t4_without_the_fence_the_same_hammer_is_convicted(tmp_path: Path) -> None:
-    code, report = hammer(tmp_path, "--processes", "6", "--seconds", "10", "--no-fence")
-    assert report["crashed"] == []
-    assert report["stale_tokens_accepted"] > 0, report
+    reports = []
+    for seconds in ("10", "20", "40"):  # on a machine that is busy a stroke hits less often
+        code, report = hammer(tmp_path / seconds, "--processes", "6", "--seconds", seconds, "--no-fence")
+        assert report["crashed"] == []
+        reports.append(report)
+        if report["stale_tokens_accepted"]:
+            break
+    assert reports[-1]["stale_tokens_accepted"] > 0, reports
     assert code == 1
 
 
