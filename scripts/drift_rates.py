@@ -1,6 +1,6 @@
 """How often a model asks for a training because of drift, in markets that do not change and in ones that do.
 
-    python scripts/drift_rates.py --seeds 20 --market simulated --symbols 4 --days 150
+    .venv/bin/python -m scripts.drift_rates --seeds 20 --market simulated --symbols 4 --days 150
 
 For each seed: a market; the signals of its first days are the training (its newest part is the test window, as in
 `quant.pipeline`), and every day of the next month the watch looks at the signals since, as `training_app.watching`
@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from exchanges.simulated.market import SimulatedMarket
-from quant.candles import Candles
 from quant.drift import Drift, make_reference, measure_drift, window_of
 from quant.features import FeatureState, replay
 from quant.panel import Panel
 from quant.pipeline import DRIFT_WINDOW_DAYS
 from quant.schema import FeatureSchema
 from quant.signals import primary_side
-from quant.timeframes import DAY_MS, HOUR_MS
+from quant.timeframes import DAY_MS
 from quant.training_spec import TrainingSpec
 from quant.watch import window_start
+from tradingsite.nullmarket.worlds import random_walk, simulated_panel
 
 LOOKS = 30
 START = 1_600_000_000_000 // DAY_MS * DAY_MS
@@ -38,43 +33,14 @@ LIFE = 7
 """Days after which the schedule trains anyway, by default."""
 
 
-def walk_market(seed: int, symbols: int, days: int) -> Panel:
-    """Independent increments with a common factor: no regime at all."""
-    rng = np.random.default_rng(seed)
-    shape = (24 * days, symbols)
-    change = 0.006 * (rng.standard_normal(shape) + 0.5 * rng.standard_normal((shape[0], 1)))
-    close = 100 * np.exp(np.cumsum(change, axis=0))
-    opened = np.vstack([np.full(symbols, 100.0), close[:-1]])
-    reach = 0.003 * np.abs(rng.standard_normal((2, *shape)))
-    funding = np.zeros(shape)
-    funding[::8] = 1e-4
-    return Panel(
-        symbols=tuple(f"S{i:02d}/USDT:USDT" for i in range(symbols)),
-        step_ms=HOUR_MS,
-        open_time=START + np.arange(shape[0], dtype=np.int64) * HOUR_MS,
-        open=opened,
-        high=np.maximum(opened, close) * (1 + reach[0]),
-        low=np.minimum(opened, close) * (1 - reach[1]),
-        close=close,
-        volume=np.exp(10 + 0.5 * rng.standard_normal(shape)),
-        funding=funding,
-    )
+def random_market(seed: int, symbols: int, days: int) -> Panel:
+    """Independent increments: no regime at all."""
+    return random_walk(symbols, days, seed)
 
 
 def simulated_market(seed: int, symbols: int, days: int) -> Panel:
     """The embedded exchange: regimes of volatility, trends, funding."""
-    now = START + 2_000 * DAY_MS
-    market = SimulatedMarket(seed=seed, now_ms=lambda: now, symbols=symbols, specials=False, learnable=True)
-    candles, funding = {}, {}
-    for instrument in market.instruments():
-        parts, since = [], now - days * DAY_MS
-        while len(page := market.candles(instrument.symbol, "1h", since, market.page_limit)):
-            parts.append(page)
-            since = int(page.open_time[-1]) + HOUR_MS
-        candles[instrument.symbol] = Candles.concat(parts) if parts else Candles.empty()
-        rates = market.funding(instrument.symbol, now - days * DAY_MS, 10_000)
-        funding[instrument.symbol] = (np.array([r.time_ms for r in rates]), np.array([r.rate for r in rates]))
-    return Panel.from_candles(candles, HOUR_MS, funding=funding)
+    return simulated_panel(symbols=symbols, days=days, seed=seed, learnable=True, end_ms=START + 2_000 * DAY_MS)
 
 
 def scaled(panel: Panel, since: int, factor: float) -> Panel:
@@ -117,7 +83,7 @@ def looks(panel: Panel, *, trained: int, market_wide: bool, factors: tuple[float
 
 
 def rates(arguments: argparse.Namespace) -> dict[str, Any]:
-    make = {"walk": walk_market, "simulated": simulated_market}[arguments.market]
+    make = {"walk": random_market, "simulated": simulated_market}[arguments.market]
     trained = 24 * arguments.days
     seen: dict[float, list[list[Drift]]] = {factor: [] for factor in arguments.factors}
     judged = 0

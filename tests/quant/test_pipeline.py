@@ -22,33 +22,10 @@ from quant.reasons import code_of
 from quant.regime import RegimeSpec
 from quant.timeframes import DAY_MS, HOUR_MS
 from tests.quant.feature_worlds import mixed
-from tradingsite.nullmarket.worlds import simulated_panel
+from tradingsite.nullmarket.worlds import random_walk, simulated_panel
 
 START = 1_600_000_000_000 // DAY_MS * DAY_MS
 SMALL = TrainingSpec.small()
-
-
-def random_walk(n_symbols: int, days: int, seed: int) -> Panel:
-    """Independent increments with a common factor: nothing to be found, by construction."""
-    rng = np.random.default_rng(seed)
-    shape = (24 * days, n_symbols)
-    change = 0.006 * (rng.standard_normal(shape) + 0.5 * rng.standard_normal((shape[0], 1)))
-    close = 100 * np.exp(np.cumsum(change, axis=0))
-    opened = np.vstack([np.full(n_symbols, 100.0), close[:-1]])
-    reach = 0.003 * np.abs(rng.standard_normal((2, *shape)))
-    funding = np.zeros(shape)
-    funding[::8] = 1e-4
-    return Panel(
-        symbols=tuple(f"S{i:02d}/USDT:USDT" for i in range(n_symbols)),
-        step_ms=HOUR_MS,
-        open_time=START + np.arange(shape[0], dtype=np.int64) * HOUR_MS,
-        open=opened,
-        high=np.maximum(opened, close) * (1 + reach[0]),
-        low=np.minimum(opened, close) * (1 - reach[1]),
-        close=close,
-        volume=np.exp(10 + 0.5 * rng.standard_normal(shape)),
-        funding=funding,
-    )
 
 
 def simulated(n_symbols: int, days: int, seed: int, *, learnable: bool) -> Panel:

@@ -14,11 +14,14 @@ from exchanges.simulated.market import SimulatedMarket
 from quant.candles import Candles
 from quant.panel import Panel
 from quant.samples import MakeSamples, Progress, Samples, SampleSet, make_samples
-from quant.timeframes import DAY_MS, timeframe_ms
+from quant.timeframes import DAY_MS, HOUR_MS, timeframe_ms
 from quant.training_spec import TrainingSpec
 
 END_MS = 1_772_755_200_000
 """2026-03-06 00:00 UTC: where every market ends."""
+
+
+WALK_START_MS = 1_600_000_000_000 // DAY_MS * DAY_MS
 
 
 class World(StrEnum):
@@ -29,10 +32,12 @@ class World(StrEnum):
     LEARNABLE = "learnable"
 
 
-def simulated_panel(*, symbols: int, days: int, seed: int, learnable: bool, timeframe: str = "1h") -> Panel:
-    """Return candles and funding of ``symbols`` healthy simulated symbols over the ``days`` before END_MS."""
-    step_ms, since_ms = timeframe_ms(timeframe), END_MS - days * DAY_MS
-    market = SimulatedMarket(seed=seed, now_ms=lambda: END_MS, symbols=symbols, specials=False, learnable=learnable)
+def simulated_panel(
+    *, symbols: int, days: int, seed: int, learnable: bool, timeframe: str = "1h", end_ms: int = END_MS
+) -> Panel:
+    """Return candles and funding of ``symbols`` healthy simulated symbols over the ``days`` before ``end_ms``."""
+    step_ms, since_ms = timeframe_ms(timeframe), end_ms - days * DAY_MS
+    market = SimulatedMarket(seed=seed, now_ms=lambda: end_ms, symbols=symbols, specials=False, learnable=learnable)
     candles, funding = {}, {}
     for instrument in market.instruments():
         pages, since = [Candles.empty()], since_ms
@@ -45,6 +50,29 @@ def simulated_panel(*, symbols: int, days: int, seed: int, learnable: bool, time
             np.array([rate.time_ms for rate in rates], dtype=np.int64), np.array([rate.rate for rate in rates])
         )  # fmt: skip
     return Panel.from_candles(candles, step_ms, funding=funding)
+
+
+def random_walk(symbols: int, days: int, seed: int) -> Panel:
+    """Return hourly bars of independent increments with a common factor: nothing to be found, by construction."""
+    rng = np.random.default_rng(seed)
+    shape = (24 * days, symbols)
+    change = 0.006 * (rng.standard_normal(shape) + 0.5 * rng.standard_normal((shape[0], 1)))
+    close = 100 * np.exp(np.cumsum(change, axis=0))
+    opened = np.vstack([np.full(symbols, 100.0), close[:-1]])
+    reach = 0.003 * np.abs(rng.standard_normal((2, *shape)))
+    funding = np.zeros(shape)
+    funding[::8] = 1e-4
+    return Panel(
+        symbols=tuple(f"S{i:02d}/USDT:USDT" for i in range(symbols)),
+        step_ms=HOUR_MS,
+        open_time=WALK_START_MS + np.arange(shape[0], dtype=np.int64) * HOUR_MS,
+        open=opened,
+        high=np.maximum(opened, close) * (1 + reach[0]),
+        low=np.minimum(opened, close) * (1 - reach[1]),
+        close=close,
+        volume=np.exp(10 + 0.5 * rng.standard_normal(shape)),
+        funding=funding,
+    )
 
 
 def with_shuffled_labels(seed: int) -> MakeSamples:
