@@ -14,7 +14,7 @@ from tests.conventions.walker import ROOT
 from tests.factories import BotFactory, DecisionFactory, FillFactory, OrderFactory, PositionFactory, SymbolFactory
 from trading_app.choices import OrderState
 from trading_app.models import Bot, Order
-from tradingsite.killtest.books import Differences, compare, unprotected
+from tradingsite.killtest.books import Differences, compare, sent_since, unprotected
 
 LINK = "abcdef0001{:07d}"
 
@@ -93,6 +93,12 @@ def test_a_stale_order_is_found(bot: Bot) -> None:
 def test_a_position_without_a_stop_is_found() -> None:
     episodes = [{"symbol": "BTCUSDT", "naked_longest_ms": 900}, {"symbol": "ETHUSDT", "naked_longest_ms": 1100}]
     assert unprotected({"episodes": episodes}, deadline_ms=1000) == ["ETHUSDT had no stop for 1100 ms"]
+
+
+def test_an_order_of_a_bot_that_woke_without_its_account_is_found() -> None:
+    orders = [seen(1, accepted_ms=50), seen(2, accepted_ms=70), seen(3, accepted_ms=70, link_id="abcdef0002aaaaaaa")]
+    [sentence] = sent_since({"orders": orders}, "0001", 60)
+    assert LINK.format(2) in sentence
 
 
 def killed(*arguments: str) -> dict[str, Any]:

@@ -117,6 +117,15 @@ def _stale(orders: list[dict[str, Any]], window_ms: float, found: Differences) -
         newest = max(newest, token)
 
 
+def sent_since(books: dict[str, Any], token: str, since_ms: int) -> list[str]:
+    """Return the orders of a former owner (`token`) that the exchange accepted after `since_ms`, when it woke."""
+    return [
+        f"order {each['link_id']} of a bot that had lost its account was accepted when it woke"
+        for each in books["orders"]
+        if each["link_id"][TOKEN] == token and each["accepted_ms"] > since_ms
+    ]
+
+
 def unprotected(books: dict[str, Any], *, deadline_ms: float) -> list[str]:
     """Return the positions that had no stop for longer than `deadline_ms` of the exchange's time."""
     return [

@@ -19,11 +19,13 @@ from django.db import connection, connections
 from django.db.models import Max
 
 from ops_app import clock
+from ops_app.models import Lease
+from trading_app.client_ids import TOKEN_CHARS, base36
 from trading_app.models import Bot, Fill, Order
-from trading_app.takeover import fence
+from trading_app.takeover import fence, lease_name
 from tradingsite.killtest import bot as child
 from tradingsite.killtest import faults
-from tradingsite.killtest.books import Differences, compare, unprotected
+from tradingsite.killtest.books import Differences, compare, sent_since, unprotected
 from tradingsite.killtest.report import KillReport
 
 RUN_SECONDS, LONG_RUN_SECONDS = 4.0, 60.0
@@ -141,8 +143,7 @@ class Lane:
 
     def _end(self, process: Process, number: int = signal.SIGKILL) -> None:
         if not process.end(number):
-            self.report.say("errors", ["a bot ended by itself"])
-            self.say(f"a bot ended by itself; the end of the log:\n{_tail(self.log)}")
+            self._report("errors", [f"a bot ended by itself; the end of its log:\n{_tail(self.log)}"])
 
     def _fork(self, fate: child.Fate = NEVER) -> Process:
         connections.close_all()
@@ -163,7 +164,7 @@ class Lane:
                 return False
             if any(line["reconciled"] and not line["errors"] for line in said):
                 return True
-        self.report.say("errors", [f"a bot did not reconcile within {START_SECONDS:.0f} s: see its log"])
+        self._report("errors", [f"a bot did not reconcile within {START_SECONDS:.0f} s:\n{_tail(self.log)}"])
         return True
 
     def _listen(self, process: Process, seconds: float) -> bool:
@@ -182,17 +183,16 @@ class Lane:
         self._until_reconciled(frozen)
         self._listen(frozen, fence().total_seconds() + self._random.uniform(0.5, RUN_SECONDS))
         self._freeze(frozen)
+        token = base36(Lease.objects.get(name=lease_name(self.bot)).token, TOKEN_CHARS)
         other = self._fork()
         self._until_reconciled(other)
         self._listen(other, fence().total_seconds() + PAUSED_AFTER_SECONDS)
+        woken_ms = self._books()["now_ms"]
         frozen.signal(signal.SIGCONT)
-        sent = 0
         until = clock.monotonic() + PAUSED_AFTER_SECONDS
-        while clock.monotonic() < until and (said := frozen.lines(0.2)) is not None:
+        while clock.monotonic() < until and frozen.lines(0.2) is not None:
             other.lines(0)
-            sent += sum(line["sent"] for line in said if line["lease"] != "held")
-        if sent:
-            self.report.say("stale", [f"a bot that had lost its account sent {sent} orders when it woke"])
+        self._report("stale", sent_since(self._books(), token, woken_ms))
         self._end(frozen)
         self._end(other)
         self.report.pauses += 1
@@ -220,10 +220,7 @@ class Lane:
             if process is not None and not self._listen(process, 0.5):
                 return False  # it died at its hook: the next one has to explain what is open
         for kind in ("lost", "doubled", "stale"):
-            sentences = getattr(found, kind)
-            self.report.say(kind, sentences)
-            for sentence in sentences:
-                self.say(f"{kind}: {sentence}")
+            self._report(kind, getattr(found, kind))
         self._judged = self._row
         return True
 
@@ -237,6 +234,11 @@ class Lane:
             window_ms=self.window_seconds * 1000 * self.speed,
         )
 
+    def _report(self, kind: str, sentences: list[str]) -> None:
+        self.report.say(kind, sentences)
+        for sentence in sentences:
+            self.say(f"{kind}: {sentence}")
+
     def _finish(self) -> None:
         process = self._fork()
         self._until_reconciled(process)
@@ -246,7 +248,7 @@ class Lane:
         self._judge(process)
         self._end(process, signal.SIGTERM)
         books = self._books()
-        self.report.say("unprotected", unprotected(books, deadline_ms=self.deadline_seconds * 1000 * self.speed))
+        self._report("unprotected", unprotected(books, deadline_ms=self.deadline_seconds * 1000 * self.speed))
         longest = max((each["naked_longest_ms"] for each in books["episodes"]), default=0)
         self.report.longest_naked_seconds = round(longest / 1000 / self.speed, 2)
         self.report.faults.update(faults.happened(self.url))
