@@ -29,6 +29,7 @@ from trading_app import takeover
 from trading_app.bar import BarTrader
 from trading_app.choices import DesiredState, OrderPurpose
 from trading_app.equity import close_all, entries_blocked, watch_equity
+from trading_app.exceptions import OrderTakenError
 from trading_app.loader import ModelLoader
 from trading_app.models import Bot, Order, Position
 from trading_app.orders import OrderDesk, spool_path
@@ -118,7 +119,7 @@ class BotRunner:
         sent_before = session.desk.sent
         try:
             self._work(session, newest_generation, report)
-        except LeaseLost as error:
+        except (LeaseLost, OrderTakenError) as error:
             log.warning("account_lost", account=self.bot.account, error=str(error))
             self._leave(session)  # if it is ours still, the next pass begins anew with a larger token
             self._session = None

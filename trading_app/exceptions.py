@@ -11,3 +11,7 @@ class AccountBusyError(TradingError):
 
 class OrderStateError(Exception):
     """A transition that the table of order states does not have: a bug, never an answer of the exchange."""
+
+
+class OrderTakenError(OrderStateError):
+    """Another process changed the order: this one has lost the account, perhaps while it was frozen."""

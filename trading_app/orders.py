@@ -46,7 +46,7 @@ from trading_app.choices import (
     OrderState,
 )
 from trading_app.client_ids import client_order_id
-from trading_app.exceptions import OrderStateError
+from trading_app.exceptions import OrderTakenError
 from trading_app.models import Bot, Decision, Fill, Order, Position
 from trading_app.order_machine import Seen, require, seen_state
 from trading_app.spool import Spool
@@ -185,10 +185,6 @@ class OrderDesk:
             self.apply_outcome(order, outcome)
         except DatabaseError:
             self.spool.keep(order.client_order_id or "", outcome)  # the only moment at which it could be lost (F29)
-            raise
-        except OrderStateError:  # while this process was frozen, the account's new owner found out about the order
-            with transaction.atomic():
-                leases.held(self.account.lease)
             raise
         return order
 
@@ -425,7 +421,10 @@ def _alert_key(order: Order) -> str:
 
 
 def move(order: Order, state: OrderState, **changes: Any) -> None:
-    """Change the state of an order by compare-and-set. Raises OrderStateError for what the table does not have."""
+    """Change the state of an order by compare-and-set.
+
+    Raises OrderStateError for what the table does not have, OrderTakenError if another process was faster.
+    """
     before = OrderState(order.state)
     if state != before:
         require(before, state)
@@ -438,7 +437,7 @@ def move(order: Order, state: OrderState, **changes: Any) -> None:
     updated = Order.objects.filter(pk=order.pk, state=before).update(state=state, **changes)
     if updated != 1:
         order.refresh_from_db()
-        raise OrderStateError(f"order {order} is {order.state}, not {before}: another process changed it, stop")
+        raise OrderTakenError(f"order {order} is {order.state}, not {before}: another process changed it")
     order.state = state
     for name, value in changes.items():
         setattr(order, name, value)

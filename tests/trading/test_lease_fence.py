@@ -151,21 +151,25 @@ def test_f37_who_wakes_with_an_answer_to_an_order_that_the_new_owner_settled_has
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frozen between request and answer; meanwhile another bot took the account and found the order."""
+    world.activate()
     runner = world.runner(lease_ttl=TTL)
-    runner.adopt(owner(world))
-    assert runner._session is not None
-    desk = runner._session.desk
     place = world.matching.place
+    others = []
 
     def frozen(request: OrderRequest) -> PlaceOutcome:
         outcome = place(request)
-        world.sim.advance(TTL + SECOND)
-        other = world.runner(lease_ttl=TTL, holder="bot@there:2:efgh")
-        other.tick()
+        if not others:
+            others.append(world.runner(lease_ttl=TTL, holder="bot@there:2:efgh"))
+            world.sim.advance(TTL + SECOND)
+            assert others[0].tick().lease == "taken"
         return outcome
 
-    monkeypatch.setattr(world.venue.inner, "place", frozen)
-    with transaction.atomic():
-        (order,) = desk.write([entry(world)])
-    with pytest.raises(LeaseLost):
-        desk.send(order)
+    monkeypatch.setattr(world.matching, "place", frozen)
+    for _ in range(48):
+        world.sim.advance(dt.timedelta(seconds=1))
+        if runner.tick().lease == "lost":
+            break
+        world.sim.advance(dt.timedelta(hours=1))
+        world.keep_fresh()
+    assert others, "it never sent anything"
+    assert runner.tick().lease == "busy"

@@ -12,7 +12,7 @@ WRITES, READS, PUBLIC = (
     "market/",
 )
 RARE = {"probability": 0.001}
-"""Each of these looks like maintenance, after which the bot is silent for a minute: more would test patience only."""
+"""Each of these looks like maintenance or asks for silence: the bot then waits, which more of them would only test."""
 SILENT: list[dict[str, Any]] = [
     {"kind": "reset"},
     {"kind": "close"},
@@ -39,7 +39,7 @@ def plan(seed: int) -> dict[str, Any]:
         for phase in ("before", "during", "after")
     ]
     rules += [{**fault, "path": WRITES, "method": "POST", "probability": ON_WRITES} for fault in TORN]
-    rules.append({"kind": "rate_limit", "path": WRITES, "probability": ON_WRITES})
+    rules.append({"kind": "rate_limit", "path": WRITES, **RARE})
     rules += [{"probability": ON_READS, **fault, "path": READS} for fault in (*SILENT, *TORN, *LIES)]
     rules += [{"probability": ON_READS, **fault, "path": PUBLIC} for fault in (*SILENT, *TORN)]
     return {"seed": seed, "rules": rules}

@@ -36,7 +36,8 @@ IN_FLIGHT_SECONDS = 0.02
 NEVER = child.Fate()
 AGREE_SECONDS = 60.0
 """The tables may lag behind an exchange that trades on: what still differs after this is lost."""
-START_SECONDS = 60.0
+START_SECONDS = 150.0
+"""A bot that the exchange has asked for silence waits for up to a minute."""
 PAUSE = "pause"
 PAUSED_AFTER_SECONDS = 2.0
 
