@@ -29,5 +29,5 @@ vendor:      ## fetch the browser libraries anew
 lock:        ## pin the newest allowed versions of all libraries (needs uv)
 	for name in requirements requirements-scale requirements-dask requirements-tuning requirements-dev; do \
 	    uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	        --no-header --no-emit-index-url $$name.in --output-file $$name.txt || exit 1; \
+	        --no-header $$name.in --output-file $$name.txt || exit 1; \
 	done

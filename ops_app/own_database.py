@@ -34,7 +34,7 @@ def restart_on_own_database(command: str, environment: Mapping[str, str], *, bes
     one); otherwise SQLite in a temporary folder. Raises CommandError when no database can be made.
     """
     url = settings.OPTIONS["DATABASE_URL"] if beside else ""
-    with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, _database(command, url) as own_url:
+    with tempfile.TemporaryDirectory(prefix=f"{command}-") as folder, new_database(command, url) as own_url:
         own = {
             **os.environ,
             INSIDE: command,
@@ -63,8 +63,11 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _database(command: str, url: str) -> Iterator[str]:
-    """Give the address of a new database on the server of `url` and drop it afterwards; no `url`: nothing to make."""
+def new_database(command: str, url: str) -> Iterator[str]:
+    """Give the address of a new database beside that of `url` and drop it afterwards; no `url`: nothing to make.
+
+    `command` is part of its name. Raises CommandError when it cannot be made.
+    """
     if not url:
         yield ""
         return

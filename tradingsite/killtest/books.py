@@ -22,11 +22,10 @@ class Differences:
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    unprotected: list[str] = field(default_factory=list)
 
     @property
     def any(self) -> bool:
-        return bool(self.lost or self.doubled or self.stale or self.unprotected)
+        return bool(self.lost or self.doubled or self.stale)
 
 
 def compare(bot: Bot, books: dict[str, Any], *, first_row: int, last_row: int, window_ms: float) -> Differences:

@@ -19,6 +19,7 @@ from typing import IO, Any
 from django.db import connections
 
 from exchanges.port import OrderRequest, PlaceOutcome, Venue
+from ops_app.process import die_with_parent
 from trading_app import positions, takeover
 from trading_app.bot import BotRunner
 from trading_app.models import Bot, Order
@@ -115,8 +116,12 @@ def arm(runner: BotRunner, fate: Fate) -> None:
         positions.fold_position = deadly_fold
 
 
-def run(bot: Bot, codes: tuple[str, ...], *, fate: Fate, out: IO[str], log_fd: int) -> None:
-    """Be the bot until killed: one JSON line a pass on `out`. SIGTERM ends it after a pass, its lease given back."""
+def run(bot: Bot, codes: tuple[str, ...], *, parent: int, fate: Fate, out: IO[str], log_fd: int) -> None:
+    """Be the bot until killed: one JSON line a pass on `out`. SIGTERM ends it after a pass, its lease given back.
+
+    It dies with its `parent`, also while it is frozen.
+    """
+    die_with_parent(parent)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     connections.close_all()

@@ -38,11 +38,9 @@ AGREE_SECONDS = 60.0
 """The tables may lag behind an exchange that trades on: what still differs after this is lost."""
 START_SECONDS = 150.0
 """A bot that the exchange has asked for silence waits for up to a minute."""
-PAUSE = "pause"
 PAUSED_AFTER_SECONDS = 2.0
-
-
 TAIL = 3000
+"""Letters of a bot's log that are shown when it went wrong."""
 
 
 @dataclass(slots=True)
@@ -51,7 +49,6 @@ class Process:
 
     pid: int
     said: IO[str]
-    started: float = field(default_factory=clock.monotonic)
     buffer: str = ""
 
     def lines(self, seconds: float) -> list[dict[str, Any]] | None:
@@ -149,10 +146,13 @@ class Lane:
     def _fork(self, fate: child.Fate = NEVER) -> Process:
         connections.close_all()
         reader, writer = os.pipe()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             os.close(reader)
-            child.run(self.bot, self.codes, fate=fate, out=os.fdopen(writer, "w"), log_fd=self.log.fileno())
+            child.run(
+                self.bot, self.codes, parent=parent, fate=fate, out=os.fdopen(writer, "w"), log_fd=self.log.fileno()
+            )
         os.close(writer)
         return Process(pid, os.fdopen(reader))
 
@@ -211,14 +211,14 @@ class Lane:
 
     # --- judging
 
-    def _judge(self, process: Process | None) -> bool:
+    def _judge(self, process: Process) -> bool:
         """Compare the books with the tables, again and again until they agree or time is up; False: the bot died."""
         until = clock.monotonic() + AGREE_SECONDS
         while True:
             found = self._compare()
-            if not found.any or (clock.monotonic() >= until):
+            if not found.any or clock.monotonic() >= until:
                 break
-            if process is not None and not self._listen(process, 0.5):
+            if not self._listen(process, 0.5):
                 return False  # it died at its hook: the next one has to explain what is open
         for kind in ("lost", "doubled", "stale"):
             self._report(kind, getattr(found, kind))

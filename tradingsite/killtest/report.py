@@ -8,6 +8,8 @@ from statistics import median
 from typing import Any
 
 MOST_SENTENCES = 50
+VIOLATIONS = ("lost", "doubled", "unprotected", "stale", "errors")
+COUNTS = ("runs", "orders", "fills", "pauses", *VIOLATIONS)
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class KillReport:
 
     @property
     def ok(self) -> bool:
-        return not (self.lost or self.doubled or self.unprotected or self.stale or self.errors)
+        return not any(getattr(self, name) for name in VIOLATIONS)
 
     def say(self, kind: str, sentences: list[str]) -> None:
         """Count violations of a kind and keep the first sentences."""
@@ -42,7 +44,7 @@ class KillReport:
 
     def add(self, other: dict[str, Any]) -> None:
         """Take over what another lane reported (`to_dict`)."""
-        for name in ("runs", "orders", "fills", "pauses", "lost", "doubled", "unprotected", "stale", "errors"):
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + other[name])
         self.longest_naked_seconds = max(self.longest_naked_seconds, other["longest_naked_seconds"])
         self.hooks.update(other["hooks"])
@@ -54,12 +56,8 @@ class KillReport:
         """Return the report as JSON has it; `whole` keeps every time to reconciled, for `add`."""
         times = sorted(self.reconciled)
         row: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                "settings", "runs", "orders", "fills", "pauses", "lost", "doubled", "unprotected", "stale", "errors",
-                "longest_naked_seconds", "sentences",
-            )
-        }  # fmt: skip
+            name: getattr(self, name) for name in ("settings", *COUNTS, "longest_naked_seconds", "sentences")
+        }
         row |= {"hooks": dict(self.hooks), "faults": dict(self.faults)}
         if whole:
             return row | {"reconciled": times}

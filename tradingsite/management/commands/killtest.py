@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
 from ops_app import clock
+from ops_app.own_database import new_database
+from ops_app.process import ROOT, manage_command, spawn
 from tradingsite.killtest.report import KillReport
 
 INNER = "KILLTEST_INNER"
@@ -30,7 +31,8 @@ DEADLINE_SECONDS = 10.0
 FILL_SLICES = 2
 """Executions that make one fill of a taker, so that positions grow in parts."""
 ACCOUNT = ("loopback-key", "loopback-secret")
-ROOT = Path(__file__).resolve().parents[3]
+SECRETS = ("DATABASE_URL", "REDIS_URL", "API_KEY", "API_SECRET", "API_PASSPHRASE")
+"""What the caller's own account and database are reached by: no lane may see them."""
 SIGNAL = ROOT / "tradingsite" / "killtest" / "always.py"
 
 
@@ -52,7 +54,7 @@ class Command(BaseCommand):
         parser.add_argument("--symbols", type=int, default=8, help="Symbols that are traded.")
         parser.add_argument(
             "--database", default="", metavar="URL",
-            help="PostgreSQL server, like postgresql://user@host/postgres: each lane makes and drops a database there. "
+            help="PostgreSQL, like postgresql://user@host/name: each lane makes and drops a database beside that one. "
             "Default: SQLite files.",
         )  # fmt: skip
         parser.add_argument(
@@ -90,7 +92,7 @@ class Command(BaseCommand):
     # --- the outer process: exchanges, databases, lanes
 
     @contextmanager
-    def _start(self, number: int, options: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    def _start(self, number: int, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
         """Start the exchange of a lane and the process that kills its bots."""
         share = [
             options[name] // options["lanes"] + (number < options[name] % options["lanes"])
@@ -105,20 +107,22 @@ class Command(BaseCommand):
                 folder = str(options["keep"] / f"lane{number}")
                 Path(folder).mkdir(parents=True)
             url = stack.enter_context(_exchange(Path(folder), options, seed, origin, real_origin))
-            database = stack.enter_context(_database(options["database"], number))
+            database = stack.enter_context(new_database(f"killtest_{number}", options["database"]))
             lane = {
                 "runs": share[0], "orders": share[1], "pauses": options["pauses"], "seed": seed, "number": number,
                 "symbols": options["symbols"], "origin": origin.isoformat(), "real_origin": real_origin.isoformat(),
                 "faults": options["faults"],
             }  # fmt: skip
             environment = {
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in SECRETS},
                 INNER: json.dumps(lane),
                 "DATA_DIR": folder,
                 "DATABASE_URL": database,
                 "EXCHANGE": "live",
                 "EXCHANGE_MARKET": "bybit",
                 "EXCHANGE_URL": url,
+                "EXCHANGE_SANDBOX": "0",
+                "MARGIN_MODE": "",
                 "LIVE_TRADING_CONFIRM": "main",
                 "BOT_NAME": "main",
                 "API_KEY": ACCOUNT[0],
@@ -129,16 +133,9 @@ class Command(BaseCommand):
                 "LOG_LEVEL": "info",
                 "OMP_NUM_THREADS": "1",
             }
-            process = subprocess.Popen(
-                [sys.executable, str(ROOT / "manage.py"), "killtest"],
-                stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True,
-            )  # fmt: skip
-            try:
-                yield process
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            yield stack.enter_context(
+                _child(spawn(manage_command("killtest"), environment=environment, stdout=subprocess.PIPE))
+            )
 
     # --- the inner process: one lane
 
@@ -176,33 +173,21 @@ def _exchange(
         "fill-slices": FILL_SLICES, "balance": 1_000_000, "api-key": ACCOUNT[0], "api-secret": ACCOUNT[1],
     }  # fmt: skip
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bybit", "--no-specials", *words], stdout=subprocess.PIPE, cwd=ROOT, text=True
-    )
-    try:
+    with _child(
+        spawn([sys.executable, "-m", "tests.bybit", "--no-specials", *words], stdout=subprocess.PIPE)
+    ) as process:
         assert process.stdout is not None  # noqa: S101 - for the type checker
-        line = process.stdout.readline()
+        line = process.stdout.readline().decode()
         if not line.startswith("listening on "):
             raise CommandError(f"the loopback exchange did not start; it said {line!r}. Try: python -m tests.bybit")
         yield line.removeprefix("listening on ").strip()
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
-def _database(server: str, number: int) -> Iterator[str]:
-    """Make a database on the server and drop it afterwards; without a server, SQLite in DATA_DIR."""
-    if not server:
-        yield ""
-        return
-    import psycopg
-
-    name = f"killtest_{os.getpid()}_{number}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+def _child(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End the process with the block; `spawn` lets it die with this one in any case."""
     try:
-        yield urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+        yield process
     finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+        process.kill()
+        process.wait()
