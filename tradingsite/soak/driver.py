@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from ops_app import clock, queue
 from trading_app.bot import BotRunner
 from trading_app.models import Bot, Decision, Position
 from trading_app.services import ensure_bot
-from tradingsite.soak import invariants
+from tradingsite.soak import invariants, yardstick
 from tradingsite.soak.chaos import Chaos
 from tradingsite.soak.report import Counts, Day, SoakReport
 from tradingsite.soak.watches import BotWatch, WorkWatch, new_judge
@@ -31,6 +32,7 @@ from training_app.models import Activation, ModelArtifact, TrainingRun
 
 PASS = dt.timedelta(seconds=60)
 PASSES_PER_DAY = dt.timedelta(days=1) // PASS
+PASSES_PER_YARDSTICK = 60
 IDLE_QUERIES = 3
 MAX_VIOLATIONS = 100
 START = dt.datetime(2026, 1, 5, 0, 0, 30, tzinfo=dt.UTC)
@@ -101,21 +103,30 @@ class _World:
         self.judge = new_judge(report.violations)
         self.work_watch, self.bot_watch = WorkWatch(self.judge), BotWatch(self.judge)
         self.queries = QueryCounter()
+        self.working = self.watching = 0.0  # CPU seconds of this day
 
     def day(self, passes: int) -> Day:
         """Run so many passes, then ask the rows for everything that must never be true."""
-        began, date = time.process_time(), f"{self.simulated.now:%Y-%m-%d}"
-        known = len(self.report.violations)
-        queries = sum(self._pass() for _ in range(passes))
+        date = f"{self.simulated.now:%Y-%m-%d}"
+        self.working = self.watching = 0.0
+        known, queries, yardsticks = len(self.report.violations), 0, []
+        for number in range(passes):
+            if number % PASSES_PER_YARDSTICK == 0:
+                yardsticks.append(yardstick.measure())
+            queries += self._pass()
+        began = time.process_time()
         gc.collect()
         self.bot_watch.end_of_day()
         self.report.violations += invariants.broken()
         before, self.report.totals = self.report.totals, self._counts()
+        self.watching += time.process_time() - began
         day = Day(
             date=date,
             counts=self.report.totals.minus(before),
             queries_per_pass=queries / passes,
-            cpu_seconds=time.process_time() - began,
+            cpu_seconds=self.working,
+            watching_seconds=self.watching,
+            yardstick_seconds=statistics.mean(yardsticks),
             memory_mb=psutil.Process().memory_info().rss / 2**20,
             violations=self.report.violations[known:],
         )
@@ -125,17 +136,24 @@ class _World:
     def _pass(self) -> int:
         """Let workers and bot do a minute; returns the number of their queries."""
         self.queries.count = 0
+        times = [time.process_time()]
         self.workers.work(self.messages)
         by_workers = self.queries.count
+        times.append(time.process_time())
         self.bot_watch.before()
         self.queries.count = 0
+        times.append(time.process_time())
         tick = self.runner.tick()
         by_bot = self.queries.count
+        times.append(time.process_time())
         if tick.idle and tick.lease == "held":
             self.report.queries_per_idle_pass = max(self.report.queries_per_idle_pass, by_bot)
         self.bot_watch.after(tick)
         self.work_watch.look(self.simulated.now)
         self.simulated.advance(PASS)
+        workers_began, workers_ended, bot_began, bot_ended = times
+        self.working += workers_ended - workers_began + bot_ended - bot_began
+        self.watching += bot_began - workers_ended + time.process_time() - bot_ended
         return by_workers + by_bot
 
     def finish(self) -> None:

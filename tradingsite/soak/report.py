@@ -26,15 +26,19 @@ class Counts:
 
 @dataclass(slots=True)
 class Day:
-    """A simulated day. `queries_per_pass` is the mean over all passes, `cpu_seconds` what the day cost.
+    """A simulated day. `queries_per_pass` is the mean over all passes.
 
-    `memory_mb` is the process's at its end, and `violations` are those that were found in it.
+    `cpu_seconds` is what workers and bot cost, `watching_seconds` what the soak's own questions cost, and
+    `yardstick_seconds` what the same fixed work cost on this day, in the mean. `memory_mb` is the process's at its end,
+    and `violations` are those that were found in it.
     """
 
     date: str
     counts: Counts
     queries_per_pass: float
     cpu_seconds: float
+    watching_seconds: float = 0.0
+    yardstick_seconds: float = 0.0
     memory_mb: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -44,6 +48,8 @@ class Day:
             **asdict(self.counts),
             "queries_per_pass": round(self.queries_per_pass, 2),
             "cpu_seconds": round(self.cpu_seconds, 3),
+            "watching_seconds": round(self.watching_seconds, 3),
+            "yardstick_seconds": round(self.yardstick_seconds, 6),
             "memory_mb": round(self.memory_mb, 1),
             "violations": len(self.violations),
         }
