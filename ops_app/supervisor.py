@@ -20,7 +20,7 @@ from ops_app.process import spawn
 
 STABLE_SECONDS = 10.0
 """What ran this long is in no loop of deaths, and is started again at once."""
-LONGEST_DELAY = 8.0
+LONGEST_DELAY = 5.0
 """Whoever is killed again and again, and not by a fault of its own, works again within ten seconds."""
 STOP_SECONDS = 20.0
 TAIL_LINES = 12
@@ -28,7 +28,7 @@ LOG_BYTES, LOG_FILES = 5_000_000, 3
 
 
 def restart_delay(failures: int) -> float:
-    """Return the least seconds between two starts after this many deaths in a row: 1, 2, 4, 8.
+    """Return the least seconds between two starts after this many deaths in a row: 1, 2, 4, 5.
 
     From start to start: what died after it had worked for a while need not be waited for.
     """

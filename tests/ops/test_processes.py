@@ -81,7 +81,7 @@ def test_a_process_shows_itself_under_the_name_of_its_role() -> None:
 
 
 def test_the_supervisor_waits_longer_after_each_death() -> None:
-    assert [supervisor.restart_delay(failures) for failures in (1, 2, 3, 6, 60)] == [1, 2, 4, 8, 8]
+    assert [supervisor.restart_delay(failures) for failures in (1, 2, 3, 6, 60)] == [1, 2, 4, 5, 5]
 
 
 def shell(name: str, code: str) -> supervisor.Program:
