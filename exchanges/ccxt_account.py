@@ -57,19 +57,25 @@ def check_key(found: Row) -> None:
 
 
 async def ensure_margin_mode(link: CcxtLink, wanted: str) -> None:
-    """Set the account's margin mode if it is another one; "" leaves it. Raises ConfigurationError."""
-    if not wanted:
-        return
-    if wanted not in MARGIN_MODES:
-        raise ConfigurationError(f"MARGIN_MODE={wanted!r}: choose one of {', '.join(MARGIN_MODES)}")
+    """Set the account's margin mode ("cross" or "isolated") if it is another one.
+
+    Raises ValueError when the venue took the request and names reasons why nothing was changed.
+    """
     found = _result(await link.request(lambda client: client.privateGetV5AccountInfo())).get("marginMode")
-    if found != MARGIN_MODES[wanted]:
-        mode = {"setMarginMode": MARGIN_MODES[wanted]}
-        await link.request(lambda client: client.privatePostV5AccountSetMarginMode(mode))
+    if found == MARGIN_MODES[wanted]:
+        return
+    mode = {"setMarginMode": MARGIN_MODES[wanted]}
+    answer = _result(await link.request(lambda client: client.privatePostV5AccountSetMarginMode(mode)))
+    if reasons := answer.get("reasons"):
+        raise ValueError(f"margin mode {wanted} was not set: {reasons}")
 
 
-async def write_leverage(link: CcxtLink, symbol: str, leverage: Decimal) -> None:
-    """Set the leverage of a symbol. That it is so already is a success (110043)."""
+async def ensure_leverage(link: CcxtLink, symbol: str, leverage: Decimal) -> None:
+    """Set the leverage of a symbol if it is another one. That it was so already is a success too (110043)."""
+    scope = {"symbol": link.client.market(symbol)["id"]}
+    rows = await _pages(link, "privateGetV5PositionList", scope)  # a row for a named symbol, held or not
+    if rows and all(decimal(row.get("leverage")) == leverage for row in rows):
+        return
     try:
         await link.request(lambda client: client.set_leverage(f"{leverage:f}", symbol))
     except answer_errors() as error:

@@ -45,7 +45,8 @@ class CcxtVenue:
     """One account of one exchange. `data` shares its markets, its clock and its ban with the account's own client.
 
     `receive_window_ms` (our clock) is how old an order may be when the venue gets it. `notify(key, text)` is called in
-    the caller's thread for what a person must know. `margin_mode`: "cross", "isolated", or "" to leave it.
+    the caller's thread for what a person must know. `margin_mode`: "cross", "isolated", or "" to leave it: see
+    `set_leverage`.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class CcxtVenue:
         self._clock = now_ms
         self._currency = currency
         self._window_ms = receive_window_ms
+        if margin_mode and margin_mode not in ccxt_account.MARGIN_MODES:
+            modes = ", ".join(ccxt_account.MARGIN_MODES)
+            raise ConfigurationError(f"MARGIN_MODE={margin_mode!r}: choose one of {modes}")
         self._margin_mode = margin_mode
         self.notify = notify
         self.link = CcxtLink(
@@ -111,7 +115,6 @@ class CcxtVenue:
             if self.data.link.clock.stale:
                 run(self.data.link.measure_clock())
             ccxt_account.check_key(run(ccxt_account.read_key(self.link)))
-            run(ccxt_account.ensure_margin_mode(self.link, self._margin_mode))
         self._verified = True
 
     def balance(self) -> Balance:
@@ -305,14 +308,22 @@ class CcxtVenue:
         return Unknown("a cancel was accepted and the order still looks open")
 
     def set_leverage(self, symbol: str, leverage: Decimal) -> None:
-        """Set it once; the same value again costs nothing. Raises ValueError outside 1 and the symbol's maximum."""
+        """Make the account ready for entries in a symbol: its margin mode, and the symbol's leverage.
+
+        Each is read, and set where it is another one; the same again costs nothing. Only entries need it, so nothing
+        else waits for it: a venue that refuses the mode must not keep a stop from being sent. Raises ExchangeError,
+        and ValueError outside 1 and the symbol's maximum.
+        """
         instrument = self._instrument(symbol)
         most = Decimal(1) if instrument is None else instrument.max_leverage
         if not 1 <= leverage <= most:
             raise ValueError(f"leverage={leverage} of {symbol} must be between 1 and {most}")
         if self._leverages.get(symbol) == leverage:
             return
-        self._read(lambda: ccxt_account.write_leverage(self.link, symbol, leverage))
+        if self._margin_mode:
+            self._read(lambda: ccxt_account.ensure_margin_mode(self.link, self._margin_mode))
+            self._margin_mode = ""
+        self._read(lambda: ccxt_account.ensure_leverage(self.link, symbol, leverage))
         self._leverages[symbol] = leverage
 
     # ------------------------------------------------------------------ internal

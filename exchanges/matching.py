@@ -176,6 +176,8 @@ class MatchingVenue:
         most = DEFAULT_LEVERAGE if instrument is None else instrument.max_leverage
         if not 1 <= leverage <= most:
             raise ValueError(f"leverage={leverage} of {symbol} must be between 1 and {most}")
+        if self._book.leverages.get(symbol) == leverage:
+            return
         with self._synchronised(), self._book.transaction():
             self._book.set_leverage(symbol, leverage)
 

@@ -287,7 +287,12 @@ class Venue(Protocol):
         """Cancel what is left of an order. Ack(order) also if it was finished already: decide by `filled`."""
         ...
 
-    def set_leverage(self, symbol: str, leverage: Decimal) -> None: ...
+    def set_leverage(self, symbol: str, leverage: Decimal) -> None:
+        """Make the account ready for entries in a symbol; the same again costs nothing.
+
+        Raises ExchangeError, and ValueError outside 1 and the instrument's maximum.
+        """
+        ...
 
 
 def candles_one_by_one(

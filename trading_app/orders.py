@@ -47,6 +47,7 @@ from trading_app.choices import (
 )
 from trading_app.client_ids import client_order_id
 from trading_app.exceptions import OrderTakenError
+from trading_app.margin import EntryMargin
 from trading_app.models import Bot, Decision, Fill, Order, Position
 from trading_app.order_machine import Seen, require, seen_state
 from trading_app.spool import Spool
@@ -107,6 +108,7 @@ class OrderDesk:
         self.account = account
         self.spool = spool if spool is not None else Spool(spool_path(account.bot))
         self.sent = 0
+        self._margin = EntryMargin(account)
         self._may_be_refused = True
         self._unread: dict[int, dt.datetime] = {}
 
@@ -152,17 +154,21 @@ class OrderDesk:
     def send(self, order: Order) -> Order:
         """Send an intent once. Raises LeaseLost, with nothing sent, when the account is another's by now.
 
-        An entry is not sent behind a kill switch that was pulled since it was written: sending a bar may take minutes.
+        An entry is not sent behind a kill switch that was pulled since it was written: sending a bar may take minutes;
+        nor while the exchange's margin mode or leverage is not what it must be.
 
         The request's time is taken before the lease is checked, so that a pause anywhere behind the check makes the
         request too old for the venue (the receive-window fence, B4).
         """
         leases.keep(self.account.lease)  # a slow pass (a replay, many orders) must not run out of it half-way
+        refused = None if order.reduce_only else self._margin.refusal(self.account.code_of(order.symbol_id))
         now = clock.market_now()
         with transaction.atomic():
             leases.held(self.account.lease)
             if not order.reduce_only and Bot.objects.filter(pk=order.bot_id, kill_switch_at__isnull=False).exists():
-                move(order, OrderState.NOT_PLACED, reason=f"NOT_SENT: kill_switch=true | {order.reason}"[:300])
+                refused = "NOT_SENT: kill_switch=true"
+            if refused is not None and order.state == OrderState.INTENT:
+                move(order, OrderState.NOT_PLACED, reason=f"{refused} | {order.reason}"[:300])
                 return order
             claimed = Order.objects.filter(pk=order.pk, state=OrderState.INTENT).update(
                 state=OrderState.SENDING, sent_at=now

@@ -350,17 +350,6 @@ def test_f19_a_fill_of_the_stop_that_came_with_an_entry_says_so(
     assert not any(fill.attached for fill in entry)
 
 
-def test_leverage_is_set_once_and_that_it_is_so_already_is_a_success(
-    server: BybitServer, venue: CcxtVenue, clock: Clock
-) -> None:
-    symbol = request(venue, clock).symbol
-    for _ in range(3):
-        venue.set_leverage(symbol, Decimal(3))
-    assert asked(server, "set-leverage") == 1
-    open_live(server, clock).set_leverage(symbol, Decimal(3))
-    assert server.refusals[110043] == 1
-
-
 def test_i20_one_symbols_trouble_leaves_the_other_candles_alone(server: BybitServer, venue: CcxtVenue) -> None:
     data = venue.data
     symbols = [each.symbol for each in data.instruments()][:4]

@@ -72,6 +72,8 @@ class FaultyVenue:
         self.down = False
         self.blind_to: set[str] = set()
         self.late_fills: set[str] = set()
+        self.leverages: dict[str, Decimal] = {}
+        self.leverage_error: Exception | None = None
         self._closed: tuple[str, VenueOrder] | None = None
 
     def closed_while_reading(self, client_order_id: str, picture: VenueOrder, fills: list[VenueFill]) -> None:
@@ -129,7 +131,10 @@ class FaultyVenue:
         return self.inner.cancel(symbol, client_order_id)
 
     def set_leverage(self, symbol: str, leverage: Decimal) -> None:
+        if self.leverage_error is not None:
+            raise self.leverage_error
         self.inner.set_leverage(symbol, leverage)
+        self.leverages[symbol] = leverage
 
 
 class DyingVenue:
