@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import io
 import json
 import os
 import subprocess
@@ -10,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from ops_app import clock
 from tests.conventions.walker import ROOT
 from tests.factories import BotFactory, DecisionFactory, FillFactory, OrderFactory, PositionFactory, SymbolFactory
 from trading_app.choices import OrderState
 from trading_app.models import Bot, Order
 from tradingsite.killtest.books import Differences, compare, sent_since, unprotected
+from tradingsite.killtest.lane import Lane, Process
+from tradingsite.killtest.report import KillReport
 
 LINK = "abcdef0001{:07d}"
 
@@ -46,7 +51,7 @@ def test_books_that_agree_have_no_difference(bot: Bot) -> None:
     FillFactory(order=placed, trade_id="e1")
     PositionFactory(bot=bot, symbol=placed.symbol, quantity=1)
     held = {"symbol": "BTCUSDT", "qty": "1"}
-    assert not judge(bot, seen(), executions=[{"exec_id": "e1"}], positions=[held]).any
+    assert judge(bot, seen(), executions=[{"exec_id": "e1"}], positions=[held]) == Differences()
 
 
 @pytest.mark.parametrize(
@@ -63,13 +68,13 @@ def test_books_that_agree_have_no_difference(bot: Bot) -> None:
 def test_a_lost_order_is_found(bot: Bot, row: dict[str, Any] | None, picture: dict[str, Any] | None, said: str) -> None:
     if row is not None:
         order(bot, **row)
-    [sentence] = judge(bot, *([picture] if picture else [])).lost
+    [sentence] = judge(bot, *([picture] if picture else [])).lost.values()
     assert said.lower() in sentence.lower()
 
 
 def test_a_lost_fill_and_a_position_that_differs_are_found(bot: Bot) -> None:
     found = judge(bot, executions=[{"exec_id": "e9"}], positions=[{"symbol": "BTCUSDT", "qty": "2"}])
-    assert [sentence.split()[0] for sentence in found.lost] == ["execution", "BTC/USDT:USDT:"]
+    assert [sentence.split()[0] for sentence in found.lost.values()] == ["execution", "BTC/USDT:USDT:"]
 
 
 def test_a_decision_that_was_sent_twice_is_found(bot: Bot) -> None:
@@ -99,6 +104,26 @@ def test_an_order_of_a_bot_that_woke_without_its_account_is_found() -> None:
     orders = [seen(1, accepted_ms=50), seen(2, accepted_ms=70), seen(3, accepted_ms=70, link_id="abcdef0002aaaaaaa")]
     [sentence] = sent_since({"orders": orders}, "0001", 60)
     assert LINK.format(2) in sentence
+
+
+def test_what_differs_until_the_end_is_lost_and_what_only_lags_is_not(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = Lane(
+        bot=bot, codes=(), url="", speed=1, seed=1, log=io.StringIO(), deadline_seconds=1, window_seconds=1,
+        report=KillReport(),
+    )  # fmt: skip
+    pictures = [{"e1": "e1 has no row", "e2": "e2 has no row"}, *[{"e1": "e1 has no row", "e3": "e3 has no row"}] * 400]
+    with clock.simulated(dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) as simulated:
+
+        def listen(_lane: Lane, _process: Process, seconds: float) -> bool:
+            simulated.advance(dt.timedelta(seconds=seconds))
+            return True
+
+        monkeypatch.setattr(Lane, "_listen", listen)
+        monkeypatch.setattr(Lane, "_compare", lambda _lane: Differences(lost=pictures.pop(0)))
+        assert lane._judge(Process(0, io.StringIO()))
+    assert lane.report.sentences == ["lost: e1 has no row"]
 
 
 def killed(*arguments: str) -> dict[str, Any]:

@@ -17,15 +17,14 @@ TOKEN = slice(ACCOUNT_CHARS + DEPLOYMENT_CHARS, ACCOUNT_CHARS + DEPLOYMENT_CHARS
 
 @dataclass(slots=True)
 class Differences:
-    """Sentences by what is wrong. `lost` may be over in a moment: the bot reads while the exchange trades on."""
+    """Sentences by what is wrong, of `lost` by the order, execution or position that they are about.
 
-    lost: list[str] = field(default_factory=list)
+    What is `lost` may be found in a moment: the bot reads while the exchange trades on.
+    """
+
+    lost: dict[str, str] = field(default_factory=dict)
     doubled: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-
-    @property
-    def any(self) -> bool:
-        return bool(self.lost or self.doubled or self.stale)
 
 
 def compare(bot: Bot, books: dict[str, Any], *, first_row: int, last_row: int, window_ms: float) -> Differences:
@@ -44,7 +43,7 @@ def compare(bot: Bot, books: dict[str, Any], *, first_row: int, last_row: int, w
         Order.objects.filter(bot=bot, client_order_id__in=there.keys()).values_list("client_order_id", flat=True)
     )
     for link_id in there.keys() - known:
-        found.lost.append(f"the exchange has order {link_id}, no row does")
+        found.lost[link_id] = f"the exchange has order {link_id}, no row does"
     for link_id, row in rows.items():
         _compare_order(row, there.get(link_id), found)
     _compare_fills(bot, books, found)
@@ -55,27 +54,28 @@ def compare(bot: Bot, books: dict[str, Any], *, first_row: int, last_row: int, w
 
 
 def _compare_order(row: Order, seen: dict[str, Any] | None, found: Differences) -> None:
-    name = f"order {row.client_order_id} ({row.purpose} {row.symbol.code})"
+    link_id = row.client_order_id or f"row {row.pk}"
+    name = f"order {link_id} ({row.purpose} {row.symbol.code})"
     if seen is None:
         if row.state not in NEVER_PLACED:
-            found.lost.append(f"{name} is {row.state}, and the exchange does not know it")
+            found.lost[link_id] = f"{name} is {row.state}, and the exchange does not know it"
         return
     placed = seen["status"] != "Rejected"
     if placed and row.state in NEVER_PLACED:
-        found.lost.append(f"{name} is {row.state}, and the exchange says {seen['status']}")
+        found.lost[link_id] = f"{name} is {row.state}, and the exchange says {seen['status']}"
     elif Decimal(seen["filled"]) != row.filled:
-        found.lost.append(f"{name} says filled={row.filled}, the exchange {seen['filled']}")
+        found.lost[link_id] = f"{name} says filled={row.filled}, the exchange {seen['filled']}"
     elif row.state in TERMINAL_ORDER_STATES and seen["status"] in ("New", "PartiallyFilled", "Untriggered"):
-        found.lost.append(f"{name} is {row.state}, and the exchange says {seen['status']}")
+        found.lost[link_id] = f"{name} is {row.state}, and the exchange says {seen['status']}"
 
 
 def _compare_fills(bot: Bot, books: dict[str, Any], found: Differences) -> None:
     there = {each["exec_id"] for each in books["executions"]}
     here = set(Fill.objects.filter(bot=bot, trade_id__in=there).values_list("trade_id", flat=True))
-    found.lost.extend(f"execution {exec_id} has no row" for exec_id in sorted(there - here))
+    found.lost.update((exec_id, f"execution {exec_id} has no row") for exec_id in sorted(there - here))
     adjusted = Fill.objects.filter(bot=bot, kind=FillKind.ADJUSTMENT).count()
     if adjusted:
-        found.lost.append(f"{adjusted} positions had to be set to what the exchange says: their fills were lost")
+        found.lost["adjusted"] = f"{adjusted} positions had to be set to what the exchange says: their fills were lost"
 
 
 def _compare_positions(bot: Bot, books: dict[str, Any], found: Differences) -> None:
@@ -83,7 +83,7 @@ def _compare_positions(bot: Bot, books: dict[str, Any], found: Differences) -> N
     here = {row.symbol.code: row.quantity for row in Position.objects.open().filter(bot=bot).select_related("symbol")}
     for code in sorted(there.keys() | here.keys()):
         if there.get(code, 0) != here.get(code, 0):
-            found.lost.append(f"{code}: the exchange holds {there.get(code, 0)}, the tables {here.get(code, 0)}")
+            found.lost[code] = f"{code}: the exchange holds {there.get(code, 0)}, the tables {here.get(code, 0)}"
 
 
 def _code(symbol: str) -> str:

@@ -34,10 +34,8 @@ HOOK_SECONDS = 30.0
 MOST_NTH = 4
 IN_FLIGHT_SECONDS = 0.02
 NEVER = child.Fate()
-AGREE_SECONDS = 60.0
-"""The tables may lag behind an exchange that trades on: what still differs after this is lost."""
-START_SECONDS = 150.0
-"""A bot that the exchange has asked for silence waits for up to a minute."""
+AGREE_SECONDS = START_SECONDS = 150.0
+"""A bot reads an exchange that trades on, and is silent for a minute, or twice, when it is asked for it."""
 PAUSED_AFTER_SECONDS = 2.0
 TAIL = 3000
 """Letters of a bot's log that are shown when it went wrong."""
@@ -212,16 +210,21 @@ class Lane:
     # --- judging
 
     def _judge(self, process: Process) -> bool:
-        """Compare the books with the tables, again and again until they agree or time is up; False: the bot died."""
+        """Compare the books with the tables until nothing is left that differed at first; False: the bot died.
+
+        What begins to differ meanwhile comes from trading on, and the next one judges it.
+        """
         until = clock.monotonic() + AGREE_SECONDS
-        while True:
-            found = self._compare()
-            if not found.any or clock.monotonic() >= until:
-                break
+        found = self._compare()
+        lost = found.lost
+        while lost and clock.monotonic() < until:
             if not self._listen(process, 0.5):
                 return False  # it died at its hook: the next one has to explain what is open
-        for kind in ("lost", "doubled", "stale"):
-            self._report(kind, getattr(found, kind))
+            found = self._compare()
+            lost = {subject: sentence for subject, sentence in found.lost.items() if subject in lost}
+        self._report("lost", list(lost.values()))
+        self._report("doubled", found.doubled)
+        self._report("stale", found.stale)
         self._judged = self._row
         return True
 
