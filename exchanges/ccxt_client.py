@@ -322,6 +322,8 @@ def _prepare(client: Any, clock: ExchangeClock) -> None:
     ) -> Any:
         _answer.set(Answer(status, headers or {}))
         original(status, reason, url, method, headers, body, response, *request)
+        if 300 <= status < 400:  # without a place to go to, else it was refused before
+            raise BadResponse(f"{client.id} {method} {url.split('?')[0]}: status {status} is no answer")
         # From a web page or a torn body ccxt makes an empty answer (measured): an outage would look like no data,
         # and an order that was placed like one without an id. A status that it does not know it takes for success.
         unknown_status = status >= 400 and str(status) not in client.httpExceptions
@@ -329,6 +331,40 @@ def _prepare(client: Any, clock: ExchangeClock) -> None:
             raise BadResponse(f"{client.id} {method} {url.split('?')[0]}: status {status}, the body is no JSON")
 
     client.handle_errors = handle_errors
+    _refuse_redirects(client)
+
+
+def _refuse_redirects(client: Any) -> None:
+    """Let no request be sent again to where an answer points: aiohttp would repeat a signed order (307, 308) and show
+    key and signature to another host. Whether the first one had an effect is unknown.
+    """
+    from aiohttp import TraceConfig
+    from ccxt.base.errors import BadResponse
+
+    async def refuse(_: Any, __: Any, params: Any) -> None:
+        response = params.response
+        _answer.set(Answer(response.status, dict(response.headers)))
+        response.close()
+        place = f"{client.id} {params.method} {params.url.path}"
+        raise BadResponse(f"{place}: redirected ({response.status}), which is not followed")
+
+    refusing = TraceConfig()
+    refusing.on_request_redirect.append(refuse)
+    refusing.freeze()
+
+    def watched(session: Any) -> Any:
+        if session is not None and refusing not in session.trace_configs:
+            session.trace_configs.append(refusing)
+        return session
+
+    opened, through_proxy = client.open, client.get_socks_proxy_session
+
+    def open_session(lazy: bool = False) -> None:
+        opened(lazy)
+        watched(client.session)
+
+    client.open = open_session
+    client.get_socks_proxy_session = lambda proxy: watched(through_proxy(proxy))
 
 
 def _close(client: Any, pid: int) -> None:

@@ -19,7 +19,7 @@ KINDS = (
     "close",  # closed without an answer
     "delay",  # `seconds` of real time, then on as if nothing had happened
     "delay_close",  # `seconds`, then closed without an answer
-    "status",  # HTTP `status` with `body`
+    "status",  # HTTP `status` with `body`, and `location` if it redirects
     "html",  # HTTP 200 and a web page
     "truncated",  # the true answer, torn in the middle (Content-Length says so)
     "broken_json",  # the true answer with its end cut off, HTTP length right
@@ -51,6 +51,7 @@ class Fault:
     code: int = 10016
     message: str = "Server error"
     body: str = "<html><body>503 Service Temporarily Unavailable</body></html>"
+    location: str = ""
     contains: str = ""
     matched: int = 0
     acted: int = 0

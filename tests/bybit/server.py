@@ -242,7 +242,10 @@ class BybitServer:
 
     def _false_answer(self, fault: Fault, true: Answer | None) -> Answer:
         if fault.kind == "status":
-            return Answer(fault.status, fault.body.encode(), "text/html")
+            answer = Answer(fault.status, fault.body.encode(), "text/html")
+            if fault.location:
+                answer.headers["Location"] = fault.location
+            return answer
         if fault.kind == "html":
             return Answer(200, fault.body.encode(), "text/html")
         if fault.kind == "empty":
