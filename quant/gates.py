@@ -9,17 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.metrics import (
+    BlockMean,
     block_mean,
     calibration_error,
     log_losses,
+    mean_per_bar,
     returns_per_period,
     roc_auc,
+    selected_over_all,
     skill_over_base_rate,
     trades_at_threshold,
 )
 from quant.sharpe import Trials, deflated_sharpe, sharpe_ratio
 
-MIN_CHAMPION_BLOCKS = 5
+MIN_BLOCKS = 5
+"""With fewer blocks of time a t-statistic is an anecdote: two lucky days give one of any size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +33,17 @@ class GateBounds:
     ``min_t_stat`` is the confidence, as a t-statistic over blocks of time, with which the model must beat the
     window's own base rate (a rival that no model can be and that sees the future, so 1.5 is strict, see
     `quant.metrics.skill_over_base_rate`); ``min_return_t_stat`` that with which trades taken at the threshold must
-    earn money; ``min_deflated_sharpe`` the probability that the Sharpe ratio of its days is not the luck of having
-    looked at the window several times. ``max_auc`` is what no honest model of a market reaches: more than that means
-    that something from the future is among the features. All must hold. ``max_champion_t_stat`` is how far below the
-    champion the challenger may be before that counts as more than noise.
+    earn money, each trade alike and each bar alike; ``min_selection_t_stat`` that with which they must earn more than
+    every primary signal would have. ``min_deflated_sharpe`` is the probability that the Sharpe ratio of its days is not
+    the luck of having looked at the window several times. ``max_auc`` is what no honest model of a market reaches: more
+    means that something from the future is among the features. ``max_champion_t_stat`` is how far below the
+    champion the challenger may be before that counts as more than noise. All must hold.
     """
 
     min_trades: int = 30
     min_t_stat: float = 1.5
     min_return_t_stat: float = 1.0
+    min_selection_t_stat: float = 1.5
     min_deflated_sharpe: float = 0.90
     max_calibration_error: float = 0.10
     max_auc: float = 0.80
@@ -46,7 +52,13 @@ class GateBounds:
     def __post_init__(self) -> None:
         if self.min_trades < 2:
             raise ValueError(f"min_trades is {self.min_trades}; a mean needs at least 2 trades")
-        for name in ("min_t_stat", "min_return_t_stat", "max_calibration_error", "max_champion_t_stat"):
+        for name in (
+            "min_t_stat",
+            "min_return_t_stat",
+            "min_selection_t_stat",
+            "max_calibration_error",
+            "max_champion_t_stat",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0.5 < self.max_auc <= 1:
@@ -106,17 +118,26 @@ def evaluate_gates(
         block=block,
         allowed=window.allowed,
     )
+    tradable = np.flatnonzero(window.allowed)
+    chosen = selected_over_all(
+        window.net_return[tradable],
+        window.probability[tradable] >= threshold,
+        window.time[tradable],
+        block=block,
+    )
     error = calibration_error(window.y, window.probability)
     auc = roc_auc(window.y, window.probability)
-    earned = trades.net_return
+    taken = tradable[window.probability[tradable] >= threshold]
+    by_bar, bars = mean_per_bar(window.net_return[taken], window.time[taken])
+    # Forty signals of one bar are one that the bot can afford, so both must pay: the mean trade and the mean bar.
+    earned = min(trades.net_return, block_mean(by_bar, bars, block=block), key=_evidence)
     results = [
         _at_least(
             "skill",
-            skill.t_stat,
+            _evidence(skill),
             bounds.min_t_stat,
             f"log loss is {skill.mean:.5f} below that of the window's base rate {np.mean(window.y):.3f}, "
-            f"t = {skill.t_stat:.2f} over "
-            f"{skill.blocks} blocks of {block} bars (needs {bounds.min_t_stat:g})",
+            f"{_confidence(skill, block, bounds.min_t_stat)}",
         ),
         _at_least(
             "trades",
@@ -126,12 +147,18 @@ def evaluate_gates(
         ),
         _at_least(
             "net_return",
-            earned.t_stat,
+            _evidence(earned),
             bounds.min_return_t_stat,
-            f"a trade earns {earned.mean:.4%} after costs, t = {earned.t_stat:.2f} over {earned.blocks} blocks "
-            f"(needs {bounds.min_return_t_stat:g})"
+            f"a trade earns {trades.net_return.mean:.4%} after costs, and one of a mean bar {np.mean(by_bar):.4%}; "
+            f"the less sure of both: {_confidence(earned, block, bounds.min_return_t_stat)}"
             if trades.trades
             else "no signal reaches the threshold, so no trade earned anything",
+        ),
+        _at_least(
+            "selection",
+            _evidence(chosen),
+            bounds.min_selection_t_stat,
+            _selection_text(chosen, len(tradable), block=block, bound=bounds.min_selection_t_stat),
         ),
         _sharpe_gate(window, threshold=threshold, day=day, bounds=bounds, trials=trials),
         GateResult(
@@ -152,6 +179,26 @@ def evaluate_gates(
     if window.champion is not None:
         results.append(_champion_gate(window, window.champion, block=block, bounds=bounds))
     return tuple(results)
+
+
+def _evidence(found: BlockMean) -> float:
+    """The t-statistic, or 0 where it stands on too few blocks of time."""
+    return found.t_stat if found.blocks >= MIN_BLOCKS else 0.0
+
+
+def _confidence(found: BlockMean, block: int, bound: float) -> str:
+    text = f"t = {found.t_stat:.2f} over {found.blocks} blocks of {block} bars (needs {bound:g})"
+    return text if found.blocks >= MIN_BLOCKS else f"{text}; fewer than {MIN_BLOCKS} blocks are no evidence"
+
+
+def _selection_text(chosen: BlockMean, signals: int, *, block: int, bound: float) -> str:
+    if chosen.n == 0:
+        return "no signal reaches the threshold, so nothing was chosen"
+    if chosen.n == signals:
+        return f"the threshold takes all {signals} signals, so the model chooses nothing"
+    return (
+        f"a trade earns {chosen.mean:.4%} more than one of all {signals} signals, {_confidence(chosen, block, bound)}"
+    )
 
 
 def _at_least(name: str, value: float, bound: float, text: str) -> GateResult:
@@ -197,14 +244,14 @@ def _champion_gate(
     saved = log_losses(window.y[both], champion[both]) - log_losses(window.y[both], window.probability[both])
     gain = block_mean(saved, window.time[both], block=block)
     bound = -bounds.max_champion_t_stat
-    if gain.blocks < MIN_CHAMPION_BLOCKS:
+    if gain.blocks < MIN_BLOCKS:
         return GateResult(
             name="champion",
             value=0.0,
             bound=bound,
             passed=True,
             text=f"not comparable: {gain.n} signals in {gain.blocks} blocks of {block} bars are unseen by both models "
-            f"and covered by both (needs {MIN_CHAMPION_BLOCKS} blocks)",
+            f"and covered by both (needs {MIN_BLOCKS} blocks)",
         )
     return _at_least(
         "champion",

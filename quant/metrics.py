@@ -7,7 +7,7 @@ samples were independent: 40 symbols of one crash are one observation.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +162,32 @@ def trades_at_threshold(
         precision=float(np.mean(y[taken] == 1)) if trades else math.nan,
         net_return=block_mean(net_return[taken], time[taken], block=block),
     )
+
+
+def selected_over_all(net_return: Float, taken: NDArray[np.bool_], time: NDArray[np.int64], *, block: int) -> BlockMean:
+    """Mean net return of the ``taken`` trades less that of all (float64[n]): what choosing adds to a trade.
+
+    Where every signal pays, any choice of them pays as well; only the difference shows whether the choice knows
+    something. The error is that of the difference of two ratios, linearised (Cochran 1977, *Sampling Techniques*, 6.3),
+    over blocks of time as in `block_mean`. ``blocks`` counts those in which something was taken. Who takes everything
+    chooses nothing: 0, with a t of 0; who takes nothing: NaN, with a t of 0.
+    """
+    count = int(np.count_nonzero(taken))
+    if count == 0:
+        return BlockMean(mean=math.nan, standard_error=math.nan, t_stat=0.0, n=0, blocks=0)
+    of_all, of_taken = float(np.mean(net_return)), float(np.mean(net_return[taken]))
+    influence = taken * (net_return - of_taken) * (len(taken) / count) - (net_return - of_all)
+    found = block_mean(of_taken - of_all + influence, time, block=block)
+    return replace(found, n=count, blocks=len(np.unique(np.asarray(time)[taken] // block)))
+
+
+def mean_per_bar(net_return: Float, time: NDArray[np.int64]) -> tuple[Float, NDArray[np.int64]]:
+    """Return the mean net return of the trades of each bar with a trade, float64[m], and these bars, int64[m].
+
+    What a bar brings to whoever can hold a few of its trades only, however many signals it has.
+    """
+    bars, position, count = np.unique(time, return_inverse=True, return_counts=True)
+    return np.bincount(position, weights=net_return, minlength=len(bars)) / count, bars
 
 
 def returns_per_period(

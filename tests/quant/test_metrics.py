@@ -17,6 +17,7 @@ from quant.metrics import (
     information_coefficient,
     log_loss,
     roc_auc,
+    selected_over_all,
     skill_over_base_rate,
     trades_at_threshold,
 )
@@ -151,3 +152,39 @@ def test_the_t_of_the_information_coefficient_is_standard_where_samples_overlap_
     assert np.std(naive) > 5
     assert 0.9 < np.std(blocked) < 1.15
     assert abs(np.mean(blocked)) < 0.2
+
+
+# ------------------------------------------------------------------- choosing against taking everything
+@given(st.integers(0, 1_000), st.floats(0.1, 0.9))
+def test_what_choosing_adds_is_the_share_refused_times_the_difference_to_it(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    returns, taken, time = rng.normal(size=200), rng.uniform(size=200) < share, np.sort(rng.integers(0, 500, 200))
+    found = selected_over_all(returns, taken, time, block=20)
+    refused_share = 1 - np.mean(taken)
+    assert found.n == np.count_nonzero(taken)
+    assert found.mean == pytest.approx(refused_share * (returns[taken].mean() - returns[~taken].mean()), abs=1e-12)
+    assert found.blocks == len(np.unique(time[taken] // 20))
+
+
+def test_choosing_all_or_nothing_is_no_evidence() -> None:
+    returns, time = np.arange(10.0), np.arange(10)
+    assert selected_over_all(returns, np.ones(10, dtype=np.bool_), time, block=2).t_stat == 0.0
+    nothing = selected_over_all(returns, np.zeros(10, dtype=np.bool_), time, block=2)
+    assert (nothing.t_stat, nothing.n, nothing.blocks) == (0.0, 0, 0)
+
+
+def test_the_t_of_a_blind_choice_is_standard_although_trades_overlap_and_symbols_move_together() -> None:
+    """Whole blocks are chosen together and pay together: a t that took trades as independent would be far above 1."""
+    t_stats, naive = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        time = np.repeat(np.arange(40 * 48), 3)  # three symbols
+        returns = 0.01 + 0.01 * np.repeat(rng.normal(size=40), 48 * 3) + 0.01 * rng.normal(size=len(time))
+        taken = np.repeat(rng.uniform(size=40) < 0.5, 48 * 3) ^ (rng.uniform(size=len(time)) < 0.2)
+        found = selected_over_all(returns, taken, time, block=48)
+        t_stats.append(found.t_stat)
+        error = np.sqrt(returns[taken].var() / taken.sum() + returns[~taken].var() / (~taken).sum())
+        naive.append((returns[taken].mean() - returns[~taken].mean()) / error)
+    assert abs(np.mean(t_stats)) < 0.2
+    assert 0.85 < np.std(t_stats) < 1.2
+    assert np.std(naive) > 3

@@ -54,6 +54,7 @@ def test_a_result_is_complete_and_plain(result: TrainingResult, panel: Panel) ->
         "skill",
         "trades",
         "net_return",
+        "selection",
         "deflated_sharpe",
         "calibration",
         "plausibility",

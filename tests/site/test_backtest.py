@@ -28,8 +28,8 @@ from tradingsite.backtest.walk import Plan, judge_symbols
 DAYS = 120
 SPEC = TrainingSpec.small()
 OPEN_GATES = GateBounds(
-    min_trades=2, min_t_stat=0.0, min_return_t_stat=0.0, min_deflated_sharpe=0.0, max_calibration_error=1.0,
-    max_champion_t_stat=1e9,
+    min_trades=2, min_t_stat=0.0, min_return_t_stat=0.0, min_selection_t_stat=0.0, min_deflated_sharpe=0.0,
+    max_calibration_error=1.0, max_champion_t_stat=1e9,
 )  # fmt: skip
 
 
