@@ -54,11 +54,11 @@ DRIFT_WINDOW_DAYS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """An earlier training's test window (ms) and the Sharpe ratio a day that it showed there."""
+    """An earlier training's test window (ms) and the Sharpe ratio a day that it showed there, None without one."""
 
     test_start_ms: int
     test_end_ms: int
-    sharpe: float
+    sharpe: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -324,7 +324,8 @@ class ScopeFacts:
     ``new_symbols`` counts those of them that the active model does not cover, with the first and last time at which
     one of them became trainable. ``failures`` counts consecutive ended runs without an accepted model (failed or
     rejected); ``last_run_ms`` is the START of the newest run, ``last_run_ended_ms`` its end. ``drift_ms`` is when the
-    watch of the active model asked for a training that no run has answered yet, ``drift`` what it saw.
+    watch of the active model asked for a training that no run has answered yet, ``drift`` what it saw. ``chosen_ms`` is
+    when a person put the active model in its place, by a roll-back or by name.
     """
 
     scope: str
@@ -341,6 +342,7 @@ class ScopeFacts:
     manual_requested_ms: int | None = None
     drift_ms: int | None = None
     drift: str = ""
+    chosen_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +360,9 @@ def run_due(facts: ScopeFacts, now_ms: int, policy: TrainingPolicy | None = None
 
     ``min_train_interval_ms`` holds for every cause, also for a person's request (I5); the back-off after failures
     and the debounce do not hold for a person's request. Causes in order: MANUAL, NO_MODEL, NEW_SYMBOLS, DRIFT,
-    SCHEDULED.
+    SCHEDULED. What a person chose stays for ``retrain_interval_ms``: a training on nearly the same candles makes nearly
+    the same model again as the one that was rolled back, and would undo it within hours. Only a drift that is seen
+    since, or a person, trains before that.
     """
     policy = policy or TrainingPolicy()
     if facts.open_run:
@@ -378,6 +382,8 @@ def run_due(facts: ScopeFacts, now_ms: int, policy: TrainingPolicy | None = None
         return RunDecision(True, cause, not_before_ms, text)
     if wanted_ms > earliest_ms:
         code = "NOT_YET_SCHEDULED" if cause is RunCause.SCHEDULED else "DEBOUNCE"
+        if wanted_ms == _chosen_until_ms(facts, policy):
+            code = "CHOSEN_BY_A_PERSON"
     text = reason(code, cause=cause.value, not_before=from_ms(not_before_ms), failures=facts.failures)
     return RunDecision(False, cause, not_before_ms, text)
 
@@ -393,13 +399,19 @@ def _run_causes(facts: ScopeFacts, policy: TrainingPolicy) -> list[tuple[RunCaus
     if not facts.has_compatible_model:
         causes.append((RunCause.NO_MODEL, settled_ms))
         return causes
+    chosen_until_ms = _chosen_until_ms(facts, policy)
     if facts.new_symbols > 0:
-        causes.append((RunCause.NEW_SYMBOLS, settled_ms))
+        causes.append((RunCause.NEW_SYMBOLS, max(settled_ms, chosen_until_ms)))
     if facts.drift_ms is not None:
         causes.append((RunCause.DRIFT, facts.drift_ms + policy.debounce_ms))
     if facts.model_trained_ms is not None:
-        causes.append((RunCause.SCHEDULED, facts.model_trained_ms + policy.retrain_interval_ms))
+        causes.append((RunCause.SCHEDULED, max(facts.model_trained_ms + policy.retrain_interval_ms, chosen_until_ms)))
     return causes
+
+
+def _chosen_until_ms(facts: ScopeFacts, policy: TrainingPolicy) -> int:
+    """The time until which a person's choice of a model stands; 0 without one."""
+    return 0 if facts.chosen_ms is None else facts.chosen_ms + policy.retrain_interval_ms
 
 
 def _earliest_start(facts: ScopeFacts, policy: TrainingPolicy, cause: RunCause) -> tuple[int, str]:

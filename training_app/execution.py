@@ -263,13 +263,13 @@ def read_panel(claim: services.Claim, run: TrainingRun) -> Panel:
 def _looks(run: TrainingRun) -> list[Look]:
     """Return the test windows that earlier models of the scope were judged on, whatever became of them.
 
-    A model that no Sharpe ratio came of, because nothing reached its threshold, looked as well: it earned 0.
+    A model that no Sharpe ratio came of, because nothing reached its threshold, looked as well.
     """
     from quant.pipeline import Look
 
     keys = ("metrics__windows__test_start_ms", "metrics__windows__test_end_ms", "metrics__test__sharpe")
     rows = ModelArtifact.objects.filter(scope=run.scope).order_by("-pk").values_list(*keys)[:MOST_LOOKS]
-    return [Look(test_start_ms=start, test_end_ms=end, sharpe=sharpe or 0.0) for start, end, sharpe in rows if end]
+    return [Look(test_start_ms=start, test_end_ms=end, sharpe=sharpe) for start, end, sharpe in rows if end]
 
 
 def _champion(run: TrainingRun) -> MetaModel | None:

@@ -6,12 +6,13 @@ import datetime as dt
 from collections import defaultdict
 from collections.abc import Mapping
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, ForeignObjectRel, Max, OuterRef, Q, QuerySet
 
-from ops_app import retention
+from ops_app import clock, retention
 from ops_app.models import Event
-from training_app import artifacts
+from training_app import artifacts, policies
 from training_app.choices import TERMINAL_STATES, ActivationState
 from training_app.models import (
     Activation,
@@ -33,15 +34,24 @@ MOST_MODELS = 200
 
 def prune_training(cutoff: dt.datetime, limit: int) -> Mapping[str, int]:
     """Delete models, then runs without one, that ended before `cutoff` (market time) and explain nothing since."""
-    models = 0
-    for artifact in deletable_models(cutoff)[: min(limit, MOST_MODELS)]:
-        models += _delete_model(artifact, cutoff)
+    models, judged_before = 0, min(cutoff, clock.market_now() - _longest_test_window())
+    for artifact in deletable_models(judged_before)[: min(limit, MOST_MODELS)]:
+        models += _delete_model(artifact, judged_before)
     runs = 0
     while runs < limit and (ids := list(_empty_runs(cutoff).values_list("pk", flat=True)[: retention.BATCH])):
         with transaction.atomic():
             _delete_runs(ids)
         runs += len(ids)
     return {"models": models, "training runs": models + runs}
+
+
+def _longest_test_window() -> dt.timedelta:
+    """How far back the test window of a coming training may reach.
+
+    A model that was judged there is a trial that the gates count (`quant.sharpe.Trials`), also one that was refused:
+    forgotten, the same window could be looked at until luck passes.
+    """
+    return dt.timedelta(days=settings.HISTORY_TARGET_DAYS * policies.training_spec().test_fraction)
 
 
 def deletable_models(cutoff: dt.datetime) -> QuerySet[ModelArtifact]:

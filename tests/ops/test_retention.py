@@ -105,6 +105,17 @@ def test_i21_a_model_that_explains_nothing_since_goes_with_its_run_its_events_an
     assert "3 models, 3 training runs" in Event.objects.get(kind="retention").text
 
 
+def test_a_refused_model_stays_while_the_gates_count_it_as_a_look_at_their_window(settings: Any) -> None:
+    """With a short retention the trials would be forgotten, and a window could be tried until luck passes."""
+    settings.RETENTION_DAYS, settings.HISTORY_TARGET_DAYS = 30, 730  # a test window of 146 days
+    model(EPOCH - 200 * DAY, gates_passed=False)
+    counted = model(EPOCH - 140 * DAY, gates_passed=False)
+    newest = model(EPOCH - 40 * DAY, gates_passed=False)
+    assert left() == {counted.pk, newest.pk}
+    settings.HISTORY_TARGET_DAYS = 365
+    assert left() == {newest.pk}, "it can be in no test window any more"
+
+
 def decided(artifact: ModelArtifact) -> None:
     DecisionFactory(artifact=artifact, bar_at=RECENT)
 

@@ -299,6 +299,24 @@ def test_a_drifted_model_is_trained_anew_within_the_interval_the_debounce_and_th
     assert run_due(replace(drifted, has_compatible_model=False), NOW).cause is RunCause.NO_MODEL
 
 
+def test_what_a_person_chose_stays_for_a_retrain_interval_unless_a_drift_is_seen_or_a_person_asks() -> None:
+    old = replace(COVERED, model_trained_ms=NOW - 8 * DAY_MS, last_run_ms=NOW - DAY_MS, chosen_ms=NOW)
+    growing = replace(old, new_symbols=2, first_new_ms=NOW, last_new_ms=NOW)
+    assert run_due(replace(old, chosen_ms=None), NOW).due, "without the choice it is overdue"
+    for facts in (old, growing):
+        for now, due in ((NOW + 2 * HOUR_MS, False), (NOW + 7 * DAY_MS - 1, False), (NOW + 7 * DAY_MS, True)):
+            decision = run_due(facts, now)
+            assert decision.due is due, decision
+            assert due or (code_of(decision.reason), decision.not_before_ms) == (
+                "CHOSEN_BY_A_PERSON",
+                NOW + 7 * DAY_MS,
+            )
+    later = NOW + 2 * HOUR_MS
+    assert run_due(replace(old, manual_requested_ms=later), later).cause is RunCause.MANUAL
+    assert run_due(replace(old, drift_ms=NOW + HOUR_MS), later).cause is RunCause.DRIFT
+    assert run_due(replace(old, has_compatible_model=False), later).cause is RunCause.NO_MODEL
+
+
 def test_failures_back_off_and_a_person_does_not_wait_for_that() -> None:
     failed = replace(
         COVERED,
@@ -333,6 +351,7 @@ scope_facts = st.builds(
     failures=st.integers(0, 9),
     manual_requested_ms=offsets,
     drift_ms=offsets,
+    chosen_ms=offsets,
 )
 
 

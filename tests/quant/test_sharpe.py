@@ -125,3 +125,13 @@ def test_too_few_tries_show_no_variance() -> None:
     assert Trials.of([]) == Trials(1)
     assert Trials.of([0.1, 0.2]) == Trials(3, None)
     assert Trials.of([0.1] * 5) == Trials(6, 0.0)
+    assert Trials.of([0.1, None, 0.2, None, 0.1]) == Trials(6, None), "three ratios, five looks"
+
+
+@given(st.lists(st.floats(-0.2, 0.2), max_size=12), st.integers(0, 30), st.integers(0, 30))
+def test_looks_that_took_no_trade_never_make_luck_easier(ratios: list[float], fewer: int, more: int) -> None:
+    """As zeros they shrank the scatter of the ratios, so that a fund of idle models bought the next one its pass."""
+    ratio = sharpe_ratio(daily_returns(1, mean=0.002))
+    assert ratio is not None
+    left = [deflated_sharpe(ratio, Trials.of([*ratios, *[None] * idle])) for idle in (fewer, fewer + more)]
+    assert left[1] <= left[0]

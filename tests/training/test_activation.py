@@ -15,7 +15,7 @@ from ops_app.clock import SimulatedClock
 from ops_app.models import Alert, Event
 from ops_app.queue import Message
 from quant.label_spec import LabelSpec
-from tests.factories import UserFactory
+from tests.factories import SymbolFactory, UserFactory
 from tests.training.conftest import train_model
 from training_app import activation, artifacts, housekeeping, selectors, services
 from training_app.choices import ActivationKind, ActivationState
@@ -215,6 +215,38 @@ def test_a_roll_back_returns_to_the_model_before_and_retires_the_other(
     services.plan()
     deliver(sent)
     assert serving(scope) == two[0]  # no later pass promotes the retired one
+
+
+def test_a_roll_back_is_not_undone_by_a_training_that_makes_the_same_model_again(
+    two: tuple[ModelArtifact, ModelArtifact], scope: TrainingScope, sim: SimulatedClock, sent: list[Message]
+) -> None:
+    """The older model is past its age at once, and a training on nearly the same candles makes the same model again."""
+    sim.advance(dt.timedelta(hours=5))
+    SymbolFactory(code="NEW/USDT:USDT")  # nor may a symbol that only the refused model would cover bring it back
+    activation.roll_back(slot=scope.key, reason="loses money")
+    deliver(sent)
+    week = dt.timedelta(days=7)
+    for _ in range(7 * 24):
+        assert services.plan() == []
+        sim.advance(dt.timedelta(hours=1))
+    chosen_at = ActiveModel.objects.get(slot=scope.key).activated_at
+    assert sim.now == chosen_at + week
+    assert serving(scope) == two[0]
+    scope.refresh_from_db()
+    assert scope.decision.startswith("CHOSEN_BY_A_PERSON")
+    (run,) = services.plan()
+    assert run.created_at == sim.now
+
+
+def test_a_fall_back_from_a_broken_model_is_no_persons_choice_and_trains_when_the_model_is_old(
+    two: tuple[ModelArtifact, ModelArtifact], scope: TrainingScope, sim: SimulatedClock, sent: list[Message]
+) -> None:
+    activation.report_broken(artifact=two[1], error="gone")
+    services.plan()
+    deliver(sent)
+    assert serving(scope) == two[0]
+    sim.advance(dt.timedelta(hours=7))
+    assert [run.trigger for run in services.plan()] == ["scheduled"]
 
 
 def test_a_roll_back_passes_over_models_that_are_broken_or_do_not_fit(

@@ -315,7 +315,7 @@ def _looks(walk: Walk, scope: str) -> Iterator[Look]:
             yield Look(
                 test_start_ms=windows["test_start_ms"],
                 test_end_ms=windows["test_end_ms"],
-                sharpe=test["sharpe"] or 0.0,
+                sharpe=test["sharpe"],
             )
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Exists, F, FilteredRelation, Max, OuterRef, Q
+from django.db.models import Exists, F, FilteredRelation, Max, OuterRef, Q, Subquery
 
 from coverage_app import selectors as coverage_selectors
 from ops_app import bulk, clock
@@ -22,7 +22,7 @@ from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from quant.watch import unanswered
 from training_app import activation, policies, registry, selectors
-from training_app.choices import OPEN_STATES, ActivationKind, ActivationState, RunTrigger
+from training_app.choices import BY_A_PERSON, OPEN_STATES, ActivationKind, ActivationState, RunTrigger
 from training_app.exceptions import ActivationRefused, RunRefused
 from training_app.models import (
     Activation,
@@ -61,7 +61,10 @@ _waited = Prepared(
 
 @dataclass
 class _Plan:
-    """What was read once for all scopes. `ready` maps the id of each symbol that may be trained to its code."""
+    """What was read once for all scopes. `ready` maps the id of each symbol that may be trained to its code.
+
+    `chosen` says since when a slot serves what a person put there.
+    """
 
     market: str
     now: dt.datetime
@@ -73,6 +76,7 @@ class _Plan:
     active: Mapping[str, ActiveModel]
     usable: dict[str, ModelArtifact]
     asking: dict[int, tuple[dt.datetime, str]]
+    chosen: dict[str, dt.datetime]
     counted: dict[int, TrainingScope]
     decided: dict[int, TrainingScope]
 
@@ -168,6 +172,8 @@ def _read(market: str, now: dt.datetime) -> _Plan:
         watch=FilteredRelation("artifact__watches", condition=Q(artifact__watches__asks=True)),
         asked_at=F("watch__at"),
         asked_why=F("watch__text"),
+        # How it came to serve: a generation belongs to one activation.
+        kind=Subquery(Activation.objects.filter(generation=OuterRef("generation")).values("kind")[:1]),
     )
     active = {row.slot: row for row in rows}
     needs = registry.requirement(market)
@@ -188,6 +194,7 @@ def _read(market: str, now: dt.datetime) -> _Plan:
         active=active,
         usable=usable,
         asking={row.artifact_id: (row.asked_at, row.asked_why) for row in active.values() if row.asked_at is not None},
+        chosen={slot: row.activated_at for slot, row in active.items() if row.kind in BY_A_PERSON},
         counted={},
         decided={},
     )
@@ -251,6 +258,7 @@ def _facts(scope: TrainingScope, look: _Plan, candidates: list[int], *, manual: 
         manual_requested_ms=to_ms(look.now) if manual else None,
         drift_ms=drift_ms,
         drift=drift,
+        chosen_ms=_ms(look.chosen.get(scope.key)),
     )
 
 
