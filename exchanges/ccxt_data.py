@@ -16,6 +16,7 @@ import numpy as np
 
 from exchanges.ccxt_client import CcxtLink, ExchangeClock, run
 from exchanges.ccxt_gate import Ban, Gate, TokenBucket
+from exchanges.ccxt_outcomes import decimal
 from exchanges.ccxt_rules import rules_of
 from exchanges.errors import ConfigurationError, ExchangeError, MarketDataError, UnknownSymbolError
 from exchanges.port import Capabilities, FundingRate, Instrument, Ticker
@@ -28,6 +29,8 @@ _MARKETS_FRESH_MS = 600_000
 _TICKERS_FRESH_MS = 1_000
 _BULK_PATIENCE_SECONDS = 600.0
 _DECIMAL_PLACES = 2  # ccxt.DECIMAL_PLACES
+_NO_NUMBER = Decimal("NaN")
+"""For a rule that is missing or nonsense: `Instrument.flaw` names it. One symbol's must not hide the others (I20)."""
 
 
 class CcxtMarketData:
@@ -200,7 +203,8 @@ class CcxtMarketData:
 
     def _instrument(self, each: Mapping[str, Any]) -> Instrument:
         limits = each.get("limits") or {}
-        lot = self._grid(each["precision"].get("amount"))
+        precision = each.get("precision") or {}
+        lot = self._grid(precision.get("amount"))
         kind: Literal["spot", "swap"] = "spot" if self._is_spot else "swap"
         created = each.get("created")
         return Instrument(
@@ -209,23 +213,22 @@ class CcxtMarketData:
             quote=each["quote"],
             settle=each.get("settle") or each["quote"],
             market_type=kind,
-            tick_size=self._grid(each["precision"].get("price")),
+            tick_size=self._grid(precision.get("price")),
             lot_size=lot,
-            min_quantity=_decimal((limits.get("amount") or {}).get("min")) or lot,
-            min_notional=_decimal((limits.get("cost") or {}).get("min")) or Decimal(0),
-            max_leverage=_decimal((limits.get("leverage") or {}).get("max")) or Decimal(1),
+            min_quantity=_limit(limits, "amount", "min", lot),
+            min_notional=_limit(limits, "cost", "min", Decimal(0)),
+            max_leverage=_limit(limits, "leverage", "max", Decimal(1)),
             listed_ms=None if created is None else int(created),
             delisted_ms=None,
             active=each.get("active") is not False,
         )
 
-    def _grid(self, precision: float | None) -> Decimal:
-        """Step of prices or quantities. ccxt states it as a step or as a number of decimals, by exchange."""
-        if precision is None:
-            return Decimal("1e-8")
-        if self._client.precisionMode == _DECIMAL_PLACES:
-            return Decimal(10) ** -int(precision)
-        return Decimal(str(precision))
+    def _grid(self, precision: object) -> Decimal:
+        """Step of prices or quantities; NaN for none. ccxt states a step or a number of decimals, by exchange."""
+        number = decimal(precision)
+        if number is None:
+            return _NO_NUMBER
+        return Decimal(10) ** -int(number) if self._client.precisionMode == _DECIMAL_PLACES else number
 
     def _ticker(self, raw: Mapping[str, Any], now: int) -> Ticker | None:
         """None for other markets' symbols, for one that has never traded, and for one whose numbers are none."""
@@ -261,5 +264,10 @@ def budget(exchange_id: str, options: Mapping[str, object], *, trading: bool) ->
     return TokenBucket(rules.requests_per_second[int(trading)])
 
 
-def _decimal(value: float | str | None) -> Decimal | None:
-    return None if value is None else Decimal(str(value))
+def _limit(limits: Mapping[str, Any], of: str, which: str, default: Decimal) -> Decimal:
+    """Return a bound that ccxt gives; `default` where the venue has none, NaN for what is no number."""
+    value = (limits.get(of) or {}).get(which)
+    if value is None or value == "":
+        return default
+    number = decimal(value)
+    return _NO_NUMBER if number is None else number or default

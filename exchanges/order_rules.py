@@ -45,7 +45,14 @@ def check_form(request: OrderRequest) -> Rejected | None:
 
 
 def check_instrument(request: OrderRequest, instrument: Instrument, mark: Decimal | None) -> Rejected | None:
-    """Grid and size rules of the symbol. Without a `mark` (no ticker could be had) what needs one is not checked."""
+    """Grid and size rules of the symbol. Without a `mark` (no ticker could be had) what needs one is not checked.
+
+    By flawed rules no entry is sent; an exit is, unchecked: the venue knows its rules better.
+    """
+    if instrument.flaw:
+        if request.reduce_only:
+            return None
+        return Rejected("BAD_RULES", f"the rules of {instrument.symbol} cannot be right: {instrument.flaw}")
     if request.quantity % instrument.lot_size:
         return Rejected("LOT_SIZE", f"quantity {request.quantity} is no multiple of the lot {instrument.lot_size}")
     if request.quantity < instrument.min_quantity:

@@ -23,6 +23,8 @@ OrderSide = Literal["buy", "sell"]
 OrderKind = Literal["market", "limit", "stop_market"]
 OrderStatus = Literal["open", "filled", "cancelled", "rejected", "expired"]
 FillKind = Literal["trade", "funding"]
+FillCause = Literal["", "liquidation", "adl", "delivery", "moved"]
+"""Why a venue traded for us without an order of anybody; "adl": auto-deleveraging; "moved": to another account."""
 
 MAX_CLIENT_ORDER_ID = 18
 """Longest client order id, alphanumeric, that every supported venue accepts (reference/exchanges.md)."""
@@ -30,7 +32,10 @@ MAX_CLIENT_ORDER_ID = 18
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """Rules of one tradable symbol. Quantities in base units, prices and notionals in quote units."""
+    """Rules of one tradable symbol. Quantities in base units, prices and notionals in quote units.
+
+    Rounding needs a `tick_size` and a `lot_size`: look at `flaw` first.
+    """
 
     symbol: str
     base: str
@@ -47,6 +52,20 @@ class Instrument:
     active: bool
     trouble: str = ""
     """Why nothing more can be had of it now, although it exists; empty: all is well."""
+
+    @property
+    def flaw(self) -> str:
+        """Return the first rule that no order can be made by, as `name=value`; empty: there is none.
+
+        A venue's answer may lack a rule, or say 0 or nonsense: the implementations make NaN of what is no number.
+        """
+        for name in ("tick_size", "lot_size", "min_quantity", "min_notional", "max_leverage"):
+            value = getattr(self, name)
+            if not isinstance(value, Decimal) or not value.is_finite() or value < 0:
+                return f"{name}={value!s}"
+            if value == 0 and not name.startswith("min_"):
+                return f"{name}=0"
+        return ""
 
     def quantize_quantity(self, quantity: Decimal) -> Decimal:
         """Round towards zero to the lot size: never trade more than was asked for."""
@@ -143,7 +162,8 @@ class VenueFill:
 
     `fee` is what was paid (negative: received). `kind="funding"` marks a funding payment: `quantity` is the position it
     was paid on, `price` the mark, `fee` the payment; it changes cash, never the position, and has an empty
-    `client_order_id`. So has a fill of the stop that a venue keeps for a position (`attached_stop`): `attached` tells.
+    `client_order_id`. So has a fill of the stop that a venue keeps for a position (`attached_stop`): `attached` tells;
+    and one that the venue itself made: `cause` tells.
     """
 
     trade_id: str
@@ -157,6 +177,7 @@ class VenueFill:
     time_ms: int
     kind: FillKind = "trade"
     attached: bool = False
+    cause: FillCause = ""
 
 
 @dataclass(frozen=True, slots=True)

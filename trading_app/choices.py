@@ -7,7 +7,12 @@ class BotMode(models.TextChoices):
     SIMULATED = "simulated", "Simulated exchange"
     REPLAY = "replay", "Replay of real candles"
     PAPER = "paper", "Paper: real data, no real orders"
+    SANDBOX = "sandbox", "Sandbox: real orders on the exchange's test net"
     LIVE = "live", "Live"
+
+
+REAL_MODES = frozenset({BotMode.SANDBOX, BotMode.LIVE})
+"""Modes in which orders go to an exchange: with play money or not, what must be kept is the same."""
 
 
 class DesiredState(models.TextChoices):

@@ -24,6 +24,7 @@ from quant.timeframes import from_ms, to_ms
 from trading_app.choices import OrderPurpose
 from trading_app.feed import BarRow
 from trading_app.loader import LoadedModel, predict
+from trading_app.margin import bad_rules
 from trading_app.models import Bot, Decision, Order, Position
 from trading_app.orders import NewOrder
 from training_app.selectors import SymbolState
@@ -241,9 +242,11 @@ def outgoing(
 
 
 def entry_order(intent: EntryIntent, why: str, instrument: Instrument | None) -> NewOrder | str:
-    """Return the order on lots and ticks, or the reason why it would be too small: rounding goes down, never up."""
+    """Return the order on lots and ticks, or the reason why there is none: rounding goes down, never up."""
     if instrument is None:
         return reason("NO_INSTRUMENT", symbol=intent.symbol)
+    if instrument.flaw:
+        return bad_rules(instrument)
     price = Decimal(repr(intent.reference_price))
     quantity = instrument.quantize_quantity(Decimal(repr(intent.quantity)))
     if quantity <= 0 or quantity < instrument.min_quantity:
@@ -267,7 +270,7 @@ def entry_order(intent: EntryIntent, why: str, instrument: Instrument | None) ->
 def exit_order(intent: ExitIntent, position: Position, instrument: Instrument | None) -> NewOrder | None:
     """Return a reduce-only order over the whole position; None when less than a lot is left."""
     quantity = abs(position.quantity)
-    if instrument is not None:
+    if instrument is not None and not instrument.flaw:
         quantity = instrument.quantize_quantity(quantity)
     if quantity <= 0:
         return None

@@ -23,6 +23,11 @@ def wanted_leverage(bot: Bot, instrument: Instrument) -> Decimal:
     return min(Decimal(math.floor(bot.max_leverage) + 1), instrument.max_leverage)
 
 
+def bad_rules(instrument: Instrument) -> str:
+    name, _, value = instrument.flaw.partition("=")
+    return reason("BAD_RULES", symbol=instrument.symbol, **{name: value})
+
+
 class EntryMargin:
     """Sets margin mode and leverage before entries, and remembers in this process what is set."""
 
@@ -35,6 +40,8 @@ class EntryMargin:
         instrument = self.account.instruments.get(symbol)
         if instrument is None:
             return reason("NO_INSTRUMENT", symbol=symbol)
+        if instrument.flaw:
+            return bad_rules(instrument)
         if instrument.market_type == "spot":
             return None
         wanted = wanted_leverage(self.account.bot, instrument)

@@ -113,7 +113,7 @@ def protect(desk: OrderDesk) -> Protected:
 def close_position(desk: OrderDesk, position: Position, cause: str) -> Order | None:
     """Close by market, reduce-only. Returns None when less than one lot is left, which the venue cannot trade."""
     symbol = desk.account.code_of(position.symbol_id)
-    instrument = desk.account.instruments.get(symbol)
+    instrument = desk.account.rules_of(symbol)
     quantity = abs(position.quantity)
     if instrument is not None:
         quantity = instrument.quantize_quantity(quantity)
@@ -156,7 +156,7 @@ def _protect_one(desk: OrderDesk, position: Position, orders: list[Order], done:
 
 
 def _keep_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> None:
-    instrument = desk.account.instruments.get(desk.account.code_of(position.symbol_id))
+    instrument = desk.account.rules_of(desk.account.code_of(position.symbol_id))
     open_quantity = abs(position.quantity)
     if instrument is not None:  # what a stop can be over: a lot that grew must not make every stop look too small (F27)
         open_quantity = instrument.quantize_quantity(open_quantity)
@@ -184,7 +184,7 @@ def _keep_target(desk: OrderDesk, position: Position, targets: list[Order], done
     A position that is not ours, or has turned round, has no target.
     """
     symbol = desk.account.code_of(position.symbol_id)
-    instrument = desk.account.instruments.get(symbol)
+    instrument = desk.account.rules_of(symbol)
     price, stop, quantity = position.target_price, position.stop_price, abs(position.quantity)
     if position.foreign or price is None or stop is None or (price - stop) * position.quantity <= 0:
         return
@@ -244,7 +244,7 @@ def _may_try_target(symbol: str, position: Position, targets: list[Order]) -> bo
 def _place_stop(desk: OrderDesk, position: Position, stops: list[Order], done: Protected) -> Order | None:
     """Place a stop, at most MAX_STOP_ATTEMPTS times; then close. Returns the stop, or None when it closed instead."""
     symbol = desk.account.code_of(position.symbol_id)
-    instrument = desk.account.instruments.get(symbol)
+    instrument = desk.account.rules_of(symbol)
     failures = 0
     for order in reversed(stops):  # refusals since the last stop that stood
         if order.state not in FAILED:

@@ -12,7 +12,7 @@ from django.db import transaction
 from ops_app import alerts, clock, journal
 from ops_app.choices import Severity
 from quant.reasons import reason as reason_text
-from trading_app.choices import BotMode, DesiredState, RiskKind
+from trading_app.choices import REAL_MODES, BotMode, DesiredState, RiskKind
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot, RiskEvent
 
@@ -30,26 +30,40 @@ def risk_settings() -> dict[str, float | int]:
     }
 
 
+def mode_of_settings() -> BotMode:
+    """Return the mode that the settings ask for. The test net of an exchange is another market, with other money."""
+    if settings.EXCHANGE == BotMode.LIVE and settings.EXCHANGE_SANDBOX:
+        return BotMode.SANDBOX
+    return BotMode(settings.EXCHANGE)
+
+
 def ensure_bot(*, name: str | None = None) -> Bot:
     """Return the bot of the settings; the first call makes its row with the limits of the settings.
 
     The row is the truth from then on: people change limits there, and a later start does not overwrite them.
     """
     name = name or settings.BOT_NAME
-    market = settings.EXCHANGE_MARKET
+    market, mode = settings.EXCHANGE_MARKET, mode_of_settings()
+    if mode in REAL_MODES and Bot.objects.filter(market=market, mode__in=REAL_MODES - {mode}).exists():
+        other = BotMode.LIVE if mode == BotMode.SANDBOX else BotMode.SANDBOX
+        raise TradingError(
+            f"this database belongs to the {other} account of {market}, and EXCHANGE_SANDBOX asks for {mode}: the "
+            "orders, positions, candles and models in it must not be taken for those of another exchange. Use another "
+            "DATA_DIR (or DATABASE_URL), or set EXCHANGE_SANDBOX back"
+        )
     bot, created = Bot.objects.get_or_create(
         name=name,
         defaults={
             "market": market,
             "account": f"{market}:{name}",
-            "mode": BotMode(settings.EXCHANGE),
+            "mode": mode,
             **risk_settings(),
             "created_at": clock.market_now(),
         },
     )
-    if not created and (bot.market, bot.mode) != (market, settings.EXCHANGE):
+    if not created and (bot.market, bot.mode) != (market, mode):
         raise TradingError(
-            f"bot {name!r} trades {bot.market} ({bot.mode}), but the settings say {market} ({settings.EXCHANGE}): "
+            f"bot {name!r} trades {bot.market} ({bot.mode}), but the settings say {market} ({mode}): "
             "set EXCHANGE and EXCHANGE_MARKET back, or give the other market's bot its own name with BOT_NAME"
         )
     return bot

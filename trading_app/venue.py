@@ -20,7 +20,8 @@ from ops_app import alerts, clock
 from ops_app.choices import Severity
 from ops_app.leases import LeaseToken
 from ops_app.prepared import Prepared
-from trading_app.choices import BotMode
+from trading_app import services
+from trading_app.choices import REAL_MODES
 from trading_app.models import Bot
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,13 @@ class Account:
         """Return the code of a symbol id. Raises KeyError for one of another market."""
         return self.codes[symbol_id]
 
+    def rules_of(self, code: str) -> Instrument | None:
+        """Return the rules that orders in a symbol are rounded by; None while there are none to be had that can be
+        right: an exit or a stop is sent unrounded then, and the venue judges it.
+        """
+        found = self.instruments.get(code)
+        return None if found is None or found.flaw else found
+
     def refresh_symbols(self) -> None:
         """Read the symbols of the market again (1 query): new listings get rows while the bot runs."""
         self.symbol_ids = dict(_symbols.rows(self.bot.market))
@@ -70,7 +78,7 @@ def open_venue(bot: Bot, data: MarketData) -> Venue:
 
     Raises ConfigurationError for a real account that must not be traded.
     """
-    if bot.mode == BotMode.LIVE:
+    if bot.mode in REAL_MODES:
         return _open_live(bot, data)
     settings.LEDGER_DIR.mkdir(parents=True, exist_ok=True)
     ledger = settings.LEDGER_DIR / ledger_name(bot.account)
@@ -92,6 +100,11 @@ def _open_live(bot: Bot, data: MarketData) -> Venue:
         raise ConfigurationError(
             f"bot {bot.name!r} would send real orders: that needs EXCHANGE=live and LIVE_TRADING_CONFIRM={bot.name}, "
             f"but they are EXCHANGE={settings.EXCHANGE} and LIVE_TRADING_CONFIRM={settings.LIVE_TRADING_CONFIRM}"
+        )
+    if bot.mode != services.mode_of_settings():
+        raise ConfigurationError(
+            f"bot {bot.name!r} is a {bot.mode} bot, and EXCHANGE_SANDBOX={int(settings.EXCHANGE_SANDBOX)} asks for "
+            "another exchange: its rows are of another account. Set it back, or use another DATA_DIR"
         )
     if clock.market_clock() is not None and not settings.EXCHANGE_URL:
         # Its speed would stretch the receive window (B4); only a loopback exchange may run by such a clock.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -164,10 +165,12 @@ def _listing(instrument: Instrument, tickers: Mapping[str, Ticker], why_not: str
         "universe_reason": why_not[:200],
         "volume_24h": None if ticker is None else ticker.quote_volume_24h,
         "spread_bps": None if ticker is None else universe.spread_bps(ticker),
-        "tick_size": instrument.tick_size,
-        "lot_size": instrument.lot_size,
-        "min_notional": instrument.min_notional,
+        **{name: _rule(getattr(instrument, name)) for name in ("tick_size", "lot_size", "min_notional")},
     }
+
+
+def _rule(value: Decimal) -> Decimal | None:
+    return value if value.is_finite() else None  # see `Instrument.flaw`
 
 
 def _vanished(known: Mapping[str, Symbol], listed: Mapping[str, Any], now: dt.datetime) -> dict[str, dict[str, Any]]:

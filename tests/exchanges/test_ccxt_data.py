@@ -180,3 +180,19 @@ def test_importing_the_package_does_not_import_ccxt() -> None:
     names = "exchanges.factory, exchanges.ccxt_data, exchanges.ccxt_venue, exchanges.matching"
     code = f"import sys, {names}; sys.exit('ccxt' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "filter_name, field, rule", [("priceFilter", "tickSize", "tick_size"), ("lotSizeFilter", "qtyStep", "lot_size")]
+)
+@pytest.mark.parametrize("value", ["0", "NaN", "much", "", None])
+def test_i20_a_symbol_whose_rules_are_nonsense_says_so_and_hides_no_other(
+    server: BybitServer, clock: Clock, filter_name: str, field: str, rule: str, value: str | None
+) -> None:
+    answer = json.loads(server.answer("GET", "/v5/market/instruments-info?category=linear&limit=1000").body)
+    answer["result"]["list"][0][filter_name][field] = value
+    server.faults.add("status", "instruments-info", status=200, body=json.dumps(answer), times=1)
+    found = connect(server, clock).instruments()
+    assert len(found) == len(server.truth.instruments())
+    [flawed] = [each for each in found if each.flaw]
+    assert flawed.flaw.startswith(f"{rule}=")
