@@ -16,7 +16,7 @@ from exchanges.ccxt_client import CcxtLink, answer_errors
 from exchanges.ccxt_outcomes import decimal, venue_order
 from exchanges.ccxt_rules import VENUES
 from exchanges.errors import ConfigurationError
-from exchanges.port import Balance, FillKind, OrderSide, OrderStatus, VenueFill, VenueOrder, VenuePosition
+from exchanges.port import Balance, FillCause, FillKind, OrderSide, OrderStatus, VenueFill, VenueOrder, VenuePosition
 from quant.timeframes import DAY_MS
 
 PROVEN = tuple(rules.ccxt_id for rules in VENUES.values() if rules.proven)
@@ -28,6 +28,18 @@ PAGES_LIMIT = 1_000
 TRADE_PERMISSIONS = (("ContractTrade", "Order"), ("Derivatives", "DerivativesTrade"))
 ATTACHED_TYPES = frozenset({"StopLoss", "TakeProfit", "TrailingStop", "PartialStopLoss", "PartialTakeProfit"})
 MARGIN_MODES = {"cross": "REGULAR_MARGIN", "isolated": "ISOLATED_MARGIN"}
+TRADES: dict[str, FillCause] = {
+    "Trade": "",
+    "BlockTrade": "",
+    "FutureSpread": "",
+    "BustTrade": "liquidation",
+    "AdlTrade": "adl",
+    "Delivery": "delivery",
+    "MovePosition": "moved",
+}
+"""Bybit's `execType` of what changes the position, and why if nobody ordered it."""
+CASH_ONLY = frozenset({"Funding", "Settle", "SessionSettlePnL"})
+"""Those that do not: what a settlement pays out is profit that the position's fills hold already; its fee counts."""
 Row = Mapping[str, Any]
 
 
@@ -192,7 +204,11 @@ def _order(client: Any, row: Row) -> VenueOrder:
 
 # ------------------------------------------------------------------------------ fills
 async def read_fills(link: CcxtLink, since_ms: int) -> list[VenueFill]:
-    """Trades, liquidations and funding since `since_ms` (the venue's time), each once, in order of execution."""
+    """Trades, liquidations and payments since `since_ms` (the venue's time), each once, in order of execution.
+
+    A kind that is not known is a trade if it is of our own order. Else it is not booked, and a person is told: what it
+    did to a position shows when positions are compared, and the venue's wins.
+    """
     now = link.clock.now()
     start = max(since_ms, now - HISTORY_DAYS * DAY_MS)
     found: dict[str, tuple[int, int, VenueFill]] = {}
@@ -201,16 +217,24 @@ async def read_fills(link: CcxtLink, since_ms: int) -> list[VenueFill]:
         window = {"startTime": start, "endTime": end, "limit": 100}
         rows = await _pages(link, "privateGetV5ExecutionList", window)
         for row in rows:
-            if decimal(row.get("execQty")):
-                fill = _fill(link.client, row)
-                found[fill.trade_id] = (fill.time_ms, int(row.get("seq") or 0), fill)
+            if not decimal(row.get("execQty")):
+                continue
+            kind = str(row.get("execType"))
+            if kind not in TRADES and kind not in CASH_ONLY and not row.get("orderLinkId"):
+                link.notices[f"execution:{kind}"] = (
+                    f"an execution of the unknown kind {kind!r} is not in the books ({row.get('symbol')}, "
+                    f"{row.get('side')} {row.get('execQty')}). If a position changed by it, the exchange's is taken."
+                )
+                continue
+            fill = _fill(link.client, row)
+            found[fill.trade_id] = (fill.time_ms, int(row.get("seq") or 0), fill)
         start = end + 1
     ordered = sorted(found.values(), key=lambda each: each[:2])
     return [fill for time_ms, _, fill in ordered if time_ms >= since_ms]
 
 
 def _fill(client: Any, row: Row) -> VenueFill:
-    kind: FillKind = "funding" if row.get("execType") == "Funding" else "trade"
+    kind: FillKind = "funding" if row.get("execType") in CASH_ONLY else "trade"
     return VenueFill(
         trade_id=str(row["execId"]),
         client_order_id="" if kind == "funding" else str(row.get("orderLinkId") or ""),
@@ -223,6 +247,7 @@ def _fill(client: Any, row: Row) -> VenueFill:
         time_ms=int(row["execTime"]),
         kind=kind,
         attached=_is_attached(row) and not row.get("orderLinkId"),
+        cause=TRADES.get(str(row.get("execType")), ""),
     )
 
 

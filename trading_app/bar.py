@@ -58,9 +58,12 @@ class BarTrader:
     loader: ModelLoader
     feed: FeatureFeed | None = field(init=False, default=None)
     balance: Balance | None = field(init=False, default=None)
-    two_bots: str | None = field(init=False, default=None)
+    watch: equity.EquityWatch = field(init=False)
     _fetch_at: float = field(init=False, default=float("-inf"))
     _clock_behind: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.watch = equity.EquityWatch(self.bot)
 
     @property
     def step_ms(self) -> int:
@@ -203,18 +206,19 @@ class BarTrader:
         return f"market_data:{self.bot.name}"
 
     def _equity(self, desk: OrderDesk, open_ms: int, report: TickReport, *, ask: bool) -> float:
-        """Return the account's equity, checked against its limits; the last known one when the exchange is silent."""
+        """Return the account's equity, checked against its limits; the last believed one when the exchange is silent
+        or not to be believed.
+        """
         self.balance = None
         try:
             self.balance = desk.account.venue.balance() if ask else None
         except ExchangeError as error:
             report.errors.append(f"{type(error).__name__}: {error}"[:200])
-        if self.balance is None:
-            last = selectors.latest_equity(self.bot)
-            return last.equity if last is not None else 0.0
-        now_equity = float(self.balance.equity)
-        equity.watch_equity(self.bot, now_equity, from_ms(open_ms + self.step_ms))
-        return now_equity
+        if self.balance is not None and not self.watch.look(
+            float(self.balance.equity), from_ms(open_ms + self.step_ms)
+        ):
+            self.balance = None
+        return self.watch.known
 
     def _decide_and_write(
         self,
@@ -235,7 +239,7 @@ class BarTrader:
             account.refresh_symbols()
         symbols = self._symbols(states, portfolio, row)
         refused = refusals(self.bot, from_ms(now_ms))
-        blocked = equity.entries_blocked(self.bot) or self.two_bots or refused.account
+        blocked = equity.entries_blocked(self.bot) or reconciler.others.evidence or self.watch.doubt or refused.account
         if blocked is None and venue_error:
             blocked = reason("VENUE_ERROR", detail=venue_error)
         closes = self._closes(symbols, portfolio, row, open_ms)

@@ -28,7 +28,7 @@ from quant.timeframes import timeframe_ms
 from trading_app import takeover
 from trading_app.bar import BarTrader
 from trading_app.choices import DesiredState, OrderPurpose
-from trading_app.equity import close_all, entries_blocked, watch_equity
+from trading_app.equity import close_all, entries_blocked
 from trading_app.exceptions import OrderTakenError
 from trading_app.loader import ModelLoader
 from trading_app.models import Bot, Order, Position
@@ -265,13 +265,12 @@ class BotRunner:
         done = session.reconciler.run(may_send=may_send)
         report.reconciled, report.fills = True, report.fills + done.fills
         report.changes += done.changes
-        self.trader.two_bots = done.two_bots
         balance = session.account.venue.balance()
         self.trader.balance = balance
-        watch_equity(self.bot, float(balance.equity), clock.market_now())
+        believed = self.trader.watch.look(float(balance.equity), clock.market_now())
         self._note_open(session)
         # Once more as soon as orders may be sent, and while a difference is being watched.
-        again_soon = not may_send or session.reconciler.unsettled
+        again_soon = not may_send or session.reconciler.unsettled or not believed
         session.reconcile_at = clock.market_now() + (dt.timedelta(seconds=5) if again_soon else RECONCILE_EVERY)
         if done.changes:
             log.info("reconciled", account=self.bot.account, **_changes(done))

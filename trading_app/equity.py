@@ -5,18 +5,26 @@ from __future__ import annotations
 import datetime as dt
 import math
 
+import structlog
+
 from exchanges.port import Balance
-from ops_app import alerts
+from ops_app import alerts, clock
 from ops_app.choices import Severity
 from quant import risk
 from quant.reasons import reason
 from quant.sizing import SizingSpec
-from trading_app import services
+from trading_app import selectors, services
 from trading_app.choices import DesiredState, RiskKind
 from trading_app.models import Bot, EquityPoint
 from trading_app.selectors import Promise
 
+log = structlog.get_logger(__name__)
+
 MIN_NOTIONAL = 10.0
+JUMP = 0.1
+"""A change of equity between two readings that one of them must not prove alone."""
+CONFIRM = dt.timedelta(seconds=5)
+MOST_DOUBTS = 2
 
 
 def limits_of(bot: Bot) -> risk.RiskLimits:
@@ -35,6 +43,74 @@ def limits_of(bot: Bot) -> risk.RiskLimits:
 
 def sizing_of(bot: Bot) -> SizingSpec:
     return SizingSpec(daily_volatility_target=bot.volatility_target)
+
+
+class EquityWatch:
+    """Takes in what the exchange says the account is worth, and believes a surprise only when it is said twice.
+
+    An answer that lies once (0, half) must not latch anything. So a reading that is more than JUMP from the one before,
+    or that would breach a limit, is *doubted*: nothing is opened, nothing is latched, and it is asked again soon. It
+    counts when the next reading, at least CONFIRM later, is within JUMP of it, or at the third in a row, whatever they
+    are: a real loss is caught one pass later, two at most.
+    """
+
+    def __init__(self, bot: Bot) -> None:
+        self.bot = bot
+        self.doubt: str | None = None
+        self._known: float | None = None
+        self._proven = True
+        self._doubted: float | None = None
+        self._doubted_at: dt.datetime | None = None
+        self._doubts = 0
+
+    @property
+    def known(self) -> float:
+        """The newest equity that is believed, 0 if there is none."""
+        if self._known is None:
+            last = selectors.latest_equity(self.bot)
+            self._known = last.equity if last is not None else None
+        return self._known or 0.0
+
+    def look(self, equity: float, at: dt.datetime) -> bool:
+        """Take in a reading of the market time `at`; returns whether it is believed. Then the limits are watched."""
+        known, now = self.known, clock.market_now()
+        surprise = abs(equity - known) > JUMP * known or breached(self.bot, equity, at) is not None
+        if known <= 0:  # nothing to compare with: the first reading stands until another one confirms it
+            surprise = equity <= 0
+        if not surprise:
+            self._proven = known > 0
+            self._believe(equity, at)
+            return True
+        if self._doubted_at is None or now >= self._doubted_at + CONFIRM:
+            said_before = self._doubted is not None and abs(equity - self._doubted) <= JUMP * abs(self._doubted)
+            if known > 0 and (said_before or self._doubts >= MOST_DOUBTS):
+                if not self._proven:  # the one before was said once only: it was the lie
+                    _apply(self.bot, {"peak_equity": equity, "day_start_equity": equity})
+                self._proven = True
+                self._believe(equity, at)
+                return True
+            self._doubts += 1
+            self._doubted, self._doubted_at = equity, now
+        self.doubt = reason("EQUITY_DOUBTED", read=equity, before=known, rule="said twice")
+        log.warning("equity_doubted", bot=self.bot.name, read=equity, before=known)
+        return False
+
+    def _believe(self, equity: float, at: dt.datetime) -> None:
+        self._known, self.doubt = equity, None
+        self._doubted, self._doubted_at, self._doubts = None, None, 0
+        watch_equity(self.bot, equity, at)
+
+
+def breached(bot: Bot, equity: float, at: dt.datetime) -> str | None:
+    """Return the limit that is not latched yet and that this equity would breach, or None."""
+    limits = limits_of(bot)
+    if not bot.daily_loss_hit and bot.day == at.astimezone(dt.UTC).date():
+        why = risk.daily_loss_breached(equity=equity, day_start_equity=bot.day_start_equity or math.nan, limits=limits)
+        if why is not None:
+            return why
+    if bot.kill_switch_at is None and bot.peak_equity is not None:
+        return risk.drawdown_breached(equity=equity, peak_equity=bot.peak_equity, limits=limits)
+    return None
 
 
 def watch_equity(bot: Bot, equity: float, at: dt.datetime) -> None:

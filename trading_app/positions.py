@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from django.db import transaction
 
 from exchanges.port import VenueFill
-from ops_app import alerts, leases
+from ops_app import alerts, clock, leases
 from ops_app.choices import Severity
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
@@ -17,7 +18,7 @@ from trading_app.choices import RESTING_PURPOSES, FillKind, OrderPurpose, OrderS
 from trading_app.fold import FoldFill, fold
 from trading_app.models import Fill, Order, Position
 from trading_app.order_machine import NEVER_PLACED, by_fills
-from trading_app.orders import OrderDesk, move
+from trading_app.orders import CLOCK_SKEW, OrderDesk, move
 from trading_app.services import record_risk
 from trading_app.venue import Account
 
@@ -26,14 +27,22 @@ SCALE = Decimal("1e-12")
 ATTACHED = "attached-stop"
 """What a fill's row says in place of a client order id when the stop that a venue keeps for a position was filled."""
 
+BY_EXCHANGE = "by-exchange:"
+"""The same where the exchange itself traded, followed by why (`FillCause`)."""
+FAR_OFF = dt.timedelta(minutes=1)
+
 
 @dataclass(slots=True)
 class AppliedFills:
-    """What a batch of fills changed: new fills, the codes whose positions they touched, and fills that are not ours."""
+    """What a batch of fills changed: new fills, the codes whose positions they touched, and fills that are not ours.
+
+    `strange` are those with a client order id that no order in the tables has, also in symbols that are not there.
+    """
 
     new: int = 0
     touched: set[str] = field(default_factory=set)
     foreign: list[VenueFill] = field(default_factory=list)
+    strange: list[VenueFill] = field(default_factory=list)
     unknown_symbols: set[str] = field(default_factory=set)
 
 
@@ -53,11 +62,13 @@ def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
         fresh = {fill.trade_id: fill for fill in fills if fill.trade_id not in known}
         if not fresh:
             return applied
-        new = sorted(fresh.values(), key=lambda fill: (fill.time_ms, fill.trade_id))
-        orders = _orders_of(account, new)
+        orders = _orders_of(account, fresh.values())
+        new = _dated(account, sorted(fresh.values(), key=lambda fill: (fill.time_ms, fill.trade_id)), orders)
         rows: list[Fill] = []
         positions: dict[str, Position | None] = {}
         for fill in new:
+            if fill.client_order_id and fill.client_order_id not in orders:
+                applied.strange.append(fill)
             if fill.symbol not in account.symbol_ids:
                 applied.unknown_symbols.add(fill.symbol)
                 continue
@@ -81,13 +92,42 @@ def apply_fills(desk: OrderDesk, fills: Sequence[VenueFill]) -> AppliedFills:
             bot=account.bot,
             kind=RiskKind.FOREIGN,
             evidence=reason(
-                "FOREIGN_FILL", symbol=fill.symbol, side=fill.side, quantity=fill.quantity, price=fill.price,
-                client_order_id=fill.client_order_id or "none",
+                fill.cause.upper() or "FOREIGN_FILL", symbol=fill.symbol, side=fill.side, quantity=fill.quantity,
+                price=fill.price, client_order_id=fill.client_order_id or "none",
             ),
             severity=Severity.CRITICAL,
             subject=f"symbol:{fill.symbol}",
         )  # fmt: skip
     return applied
+
+
+def _dated(account: Account, fills: list[VenueFill], orders: dict[str, Order]) -> list[VenueFill]:
+    """Return the fills, in their order, with times that can be: not before their order was sent, not after now.
+
+    The exchange's clock may be off, or ours: then a fill would open a position before its decision, end it in the
+    future, or stand on the wrong side of another one. One that is further off than FAR_OFF counts from when its order
+    was sent, or from when it was read; a person is told.
+    """
+    now_ms = to_ms(clock.market_now())
+    far_ms = round(max(FAR_OFF, CLOCK_SKEW * clock.speed()).total_seconds() * 1000)
+    dated: list[VenueFill] = []
+    for place, fill in enumerate(fills):
+        order = orders.get(fill.client_order_id)
+        sent_ms = to_ms(order.sent_at) if order is not None and order.sent_at is not None else fill.time_ms
+        time_ms = fill.time_ms
+        if time_ms > now_ms + far_ms:
+            time_ms = now_ms + place  # the fold goes by time: they keep their order
+        elif time_ms < sent_ms - far_ms:
+            time_ms = sent_ms
+        if time_ms != fill.time_ms:
+            alerts.raise_alert(
+                f"fill_time:{account.bot.name}",
+                f"{fill.symbol}: a fill says that it was made {(fill.time_ms - time_ms) // 1000} s away from when that "
+                "can be. It counts from then. Look at this host's clock (timedatectl) and at the exchange's.",
+                Severity.WARNING,
+            )
+        dated.append(replace(fill, time_ms=time_ms))
+    return dated
 
 
 def _is_our_stop(fill: VenueFill, position: Position | None) -> bool:
@@ -158,7 +198,7 @@ def _row(account: Account, fill: VenueFill, order: Order | None, position: Posit
         symbol_id=account.symbol_ids[fill.symbol],
         account=account.bot.account,
         trade_id=fill.trade_id,
-        client_order_id=ATTACHED if fill.attached else fill.client_order_id[:64],
+        client_order_id=_mark(fill),
         kind=fill.kind,
         side=fill.side,
         quantity=fill.quantity,
@@ -166,6 +206,12 @@ def _row(account: Account, fill: VenueFill, order: Order | None, position: Posit
         fee=fill.fee,
         filled_at=from_ms(fill.time_ms),
     )
+
+
+def _mark(fill: VenueFill) -> str:
+    if fill.attached:
+        return ATTACHED
+    return fill.client_order_id[:64] or (BY_EXCHANGE + fill.cause if fill.cause else "")
 
 
 def fold_order(desk: OrderDesk, order: Order) -> None:
@@ -258,6 +304,8 @@ def _close_reason(position: Position) -> str:
         return "VANISHED: the exchange had no such position any more"
     if last.client_order_id == ATTACHED:
         return reason(OrderPurpose.STOP.name, price=last.price, attached=True)
+    if last.client_order_id.startswith(BY_EXCHANGE):
+        return reason(last.client_order_id.removeprefix(BY_EXCHANGE).upper(), price=last.price, by="exchange")
     if last.order is None:
         return "EXTERNAL: closed at the exchange by an order that is not ours"
     if last.order.purpose in RESTING_PURPOSES:

@@ -21,10 +21,10 @@ from ops_app.prepared import Prepared
 from quant.reasons import reason
 from quant.timeframes import from_ms, to_ms
 from trading_app.choices import TERMINAL_ORDER_STATES, FillKind, OrderPurpose, OrderState, RiskKind
-from trading_app.client_ids import is_a_bots
 from trading_app.equity import entries_blocked
 from trading_app.models import Bot, Fill, Order, Position
 from trading_app.orders import FILL_DELAY, OrderDesk, fill_overlap, move
+from trading_app.other_bots import OtherBots
 from trading_app.positions import AppliedFills, apply_fills, fold_position
 from trading_app.protection import adopt_stop_price, open_positions, protect
 from trading_app.services import record_risk
@@ -34,7 +34,6 @@ log = structlog.get_logger(__name__)
 MAX_DRIFT_LOOKS = 3
 """Passes in a row with the same difference before the exchange's position wins."""
 FOREIGN_STOP_DISTANCE = Decimal("0.05")
-TWO_BOTS = "TWO_BOTS"
 
 # Read by every reconciliation.
 _interrupted = Prepared(
@@ -60,11 +59,10 @@ class Reconciled:
     not_sent: int = 0
     resolved: int = 0
     orders: int = 0
-    foreign_orders: list[str] = field(default_factory=list)
+    foreign_orders: list[VenueOrder] = field(default_factory=list)
     positions: int = 0
     protection: int = 0
     unknown: int = 0
-    two_bots: str | None = None
 
     @property
     def changes(self) -> int:
@@ -80,6 +78,7 @@ class Reconciler:
         self._reported: set[str] = set()
         self._recorded: set[str] = set()
         self._missing: dict[str, int] = {}
+        self.others = OtherBots(desk.account.bot)
 
     @property
     def bot(self) -> Bot:
@@ -107,6 +106,7 @@ class Reconciler:
         Raises ExchangeError when the venue could not be read, LeaseLost when the account is another's.
         """
         done = Reconciled()
+        self.others.look_back(self.desk.account.venue)
         done.not_sent = self.adopt_in_flight()
         done.fills = self.sync_fills().new
         done.resolved = self.look_up_due(done)
@@ -114,7 +114,7 @@ class Reconciler:
         if done.orders:
             # Filled after the fills were read: without them its position would look open, and a stop would be missed.
             done.fills += self.sync_fills().new
-        self._positions(done)
+        self.others.judge(done.foreign_orders, self._positions(done))
         if may_send:
             self._cancel_entries(done)
             for order in leftovers:
@@ -132,11 +132,16 @@ class Reconciler:
         if trades <= self._recorded:  # nothing that this process has not recorded: no query
             return AppliedFills()
         applied = apply_fills(self.desk, fills)
-        newest = max((fill.time_ms for fill in fills), default=0)
+        # A fill that says it is of the future must not hide those that come before it (F14).
+        newest = min(max((fill.time_ms for fill in fills), default=0), clock.market_now_ms())
         if newest > to_ms(cursor):
             self.bot.last_fill_at = from_ms(newest)
             Bot.objects.filter(pk=self.bot.pk).update(last_fill_at=self.bot.last_fill_at)
         self._report_strangers(applied)
+        if applied.strange:
+            self.others.note(applied.strange)
+            if self.others.evidence is None:
+                self.others.judge()
         self._recorded = trades
         return applied
 
@@ -209,11 +214,7 @@ class Reconciler:
         return True
 
     def _foreign_order(self, order: VenueOrder, done: Reconciled) -> None:
-        done.foreign_orders.append(order.client_order_id or order.venue_order_id)
-        if is_a_bots(order.client_order_id):
-            # Only a bot makes such ids, and this one did not: another one trades this account, from another database or
-            # under another name (F36).
-            done.two_bots = reason(TWO_BOTS, order=order.client_order_id, symbol=order.symbol)
+        done.foreign_orders.append(order)
         key = order.client_order_id or order.venue_order_id
         if key in self._reported:
             return
@@ -224,7 +225,7 @@ class Reconciler:
         raised = alerts.raise_alert(
             f"foreign_order:{self.bot.name}:{key}",
             f"{order.symbol}: an open order {key} is not this bot's. It is left alone; cancel it if nobody wants it.",
-            Severity.CRITICAL if done.two_bots else Severity.WARNING,
+            Severity.WARNING,
         )
         if raised is not None:
             record_risk(bot=self.bot, kind=RiskKind.FOREIGN, evidence=evidence, subject=f"symbol:{order.symbol}")
@@ -240,7 +241,8 @@ class Reconciler:
 
     # --- positions
 
-    def _positions(self, done: Reconciled) -> None:
+    def _positions(self, done: Reconciled) -> set[str]:
+        """Compare the positions. Returns the symbols of those that are not ours."""
         there = {position.symbol: position for position in self.desk.account.venue.positions()}
         here = {
             self.desk.account.code_of(position.symbol_id): position for position in open_positions.objects(self.bot.pk)
@@ -260,6 +262,7 @@ class Reconciler:
             if self._settled(symbol, venue_quantity - own_quantity):
                 self._venue_wins(symbol, seen, position, venue_quantity - own_quantity)
                 done.positions += 1
+        return {symbol for symbol in there if symbol not in here or here[symbol].foreign}
 
     def _settled(self, symbol: str, difference: Decimal) -> bool:
         """Tell whether the same difference was seen often enough: fills and positions are not published at once."""

@@ -26,7 +26,7 @@ class Control:
         self.events: dict[str, Callable[[Event], None]] = {
             "liquidate": self._liquidate,
             "adl": lambda event: self._close(event, "CreateByAdl_PassThrough", "AdlTrade"),
-            "close_position": lambda event: self._close(event, "CreateByUser", "Trade"),
+            "close_position": lambda event: self._close(event, "CreateByUser", event.get("kind", "Trade")),
             "open_position": lambda event: engine.open_by_hand(event["symbol"], Decimal(str(event["qty"]))),
             "remove_stops": self._remove_stops,
             "cancel_orders": self._cancel_orders,

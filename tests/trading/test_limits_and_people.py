@@ -48,7 +48,7 @@ def test_f38_i19_the_kill_switch_is_latched_survives_a_restart_and_only_a_person
     monkeypatch.setattr(world.venue, "balance", lambda: worth(10_000))
     runner.tick()
     monkeypatch.setattr(world.venue, "balance", lambda: worth(7_900))
-    world.pass_bars(runner, 1)
+    world.pass_bars(runner, 2)
     bot = Bot.objects.get()
     assert bot.kill_switch_at is not None
     assert bot.kill_switch_reason.startswith("DRAWDOWN: drawdown=0.21")
@@ -77,10 +77,10 @@ def test_the_daily_loss_stops_entries_until_the_next_utc_day(world: World, monke
     monkeypatch.setattr(world.venue, "balance", lambda: worth(10_000))
     runner.tick()
     monkeypatch.setattr(world.venue, "balance", lambda: worth(9_400))
-    world.pass_bars(runner, 1)
+    world.pass_bars(runner, 2)
     blocked = Decision.objects.filter(reason_code="DAILY_LOSS")
     assert Bot.objects.get().entries_blocked.startswith("DAILY_LOSS")
-    world.pass_bars(runner, 20)
+    world.pass_bars(runner, 19)
     assert not Order.objects.filter(purpose="entry", created_at__gt=EPOCH + HOUR).exists()
     world.pass_bars(runner, 5)
     assert not Bot.objects.get().daily_loss_hit

@@ -21,6 +21,7 @@ from trading_app.client_ids import account_prefix
 from trading_app.models import Bot, Decision, Fill, Order, Position, RiskEvent
 from trading_app.positions import apply_fills
 from trading_app.protection import LIVE, close_position, protect
+from trading_app.venue import Account
 
 pytestmark = pytest.mark.django_db
 
@@ -239,7 +240,10 @@ def test_i20_an_order_that_cannot_be_read_keeps_no_other_symbol_from_its_stop(
     assert stop.state == OrderState.ACKED, "a read that failed proves nothing"
 
 
-def test_i20_rules_of_a_symbol_that_make_no_sense_keep_no_other_position_from_its_stop(world: World) -> None:
+@pytest.mark.parametrize("broken", ["its rules are 0", "whatever else is wrong"])
+def test_i20_a_symbol_that_makes_no_sense_keeps_no_other_position_from_its_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     runner, _ = enter(world)
     for _ in range(48):
         if Position.objects.open().count() > 1:
@@ -250,12 +254,21 @@ def test_i20_rules_of_a_symbol_that_make_no_sense_keep_no_other_position_from_it
     first, other = Position.objects.open().order_by("id")[:2]
     rules = session.account.instruments
     rules[first.symbol.code] = replace(rules[first.symbol.code], tick_size=Decimal(0), lot_size=Decimal(0))
+    if broken != "its rules are 0":
+        found = Account.rules_of
+
+        def rules_of(account: Account, code: str) -> object:
+            return 1 // (code != first.symbol.code) and found(account, code)
+
+        monkeypatch.setattr(Account, "rules_of", rules_of)
     for order in world.matching.open_orders(other.symbol.code):
         world.matching.cancel(other.symbol.code, order.client_order_id)
     Order.objects.filter(position=other, purpose=OrderPurpose.STOP).update(state=OrderState.CANCELLED)
-    assert protect(session.desk).unprotected == 1
+    left = protect(session.desk).unprotected
     assert "stop_market" in kinds_at_the_exchange(world, other)
-    assert Alert.objects.filter(key=f"not_protected:{first.pk}", resolved_at=None).exists()
+    assert "stop_market" in kinds_at_the_exchange(world, first)
+    alerted = Alert.objects.filter(key=f"not_protected:{first.pk}", resolved_at=None).exists()
+    assert (left, alerted) == ((0, False) if broken == "its rules are 0" else (1, True))
 
 
 def test_i20_without_public_data_the_account_is_reconciled_and_its_positions_are_closed(
