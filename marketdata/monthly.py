@@ -1,114 +1,49 @@
-"""Month files: many time series in one Parquet file per calendar month, replaced atomically.
+"""Month files: many time series in one Parquet file per calendar month, and one small file of the newest rows.
+
+    <YYYY-MM>.parquet   all rows of a month
+    recent.parquet      rows of the newest month that are newer than those of its file
 
 Why this layout (measured, reference/performance.md): all symbols of a month in one file reads 3 x faster than a file
 per symbol and appends 100 x cheaper, and a rename is the only write that a reader without locks never sees half done.
+But one more row per symbol must not cost as much as all rows of the month: where a month is large, it goes into the
+recent file, and when that is full, all of it into the month's file (a *fold*).
 
-A file is sorted by (symbol, time). How many rows each symbol has stands in the footer, so a reader never decodes the
-symbol column, and `last_times` reads no data at all. Float columns are byte-stream-split + LZ4 (30 bytes a candle),
-time and symbol are dictionaries, every page carries a CRC.
+**The month file wins.** A row of the recent file counts while it is newer than its symbol's last row in the month file.
+So a fold is one replacement, of the month's file: in the same moment the rows of the recent file count no more, and
+they stay until the next append replaces them. Nothing is ever removed, and whoever is killed leaves the one or the
+other. Before a newer month is begun, the recent rows of the one before are folded.
+
+Readers open the recent file first, then list the months, then open them from the newest to the oldest: whatever a fold
+makes disappear from the recent file after that is in a month that is opened later.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from marketdata.errors import BucketError, StoreError
 from marketdata.places import Place, ReplacedMeanwhile
+from marketdata.series_file import Columns, Rows, SeriesFile, open_series, write_rows, write_series
 from quant.timeframes import DAY_MS
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
-
-Columns = tuple[NDArray[Any], ...]
-"""(time int64[n], value float64[n], ...): one series, sorted by time, times unique."""
-
-_LAYOUT_KEY = b"layout"
-_ROW_GROUP_ROWS = 65_536  # ~90 symbols of hourly candles: one symbol's page reads 1/6 of a month of 500
-_CODEC = "lz4"
-"""Real candles: half of zstd's CPU to write (57 against 115 ns a row) and to read (25, 56), for 4.5 % more bytes. Files
-say their codec, so older ones in zstd stay readable."""
+RECENT = "recent.parquet"
+"""Whoever copies a store that is written to must copy this file before the months."""
+RECENT_ROWS = 12_000
+"""Of the recent file at most: a day of 500 symbols, 1h. A month of fewer rows is cheap enough to be written anew."""
 _SUFFIX = ".parquet"
 _TRIES = 5
 """Of a read or a merge that a writer came between: with one writer at a time, the second succeeds."""
+_NEVER, _FOR_EVER = -(2**62), 2**62
+"""In ms: before and after any time of a candle."""
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """The footer's own table of contents: rows and last time per symbol, in file order."""
-
-    symbols: tuple[str, ...]
-    counts: tuple[int, ...]
-    last_times: tuple[int, ...]
-
-    def to_json(self) -> bytes:
-        return json.dumps(
-            {"symbols": self.symbols, "counts": self.counts, "last_times": self.last_times}, separators=(",", ":")
-        ).encode()
-
-    def groups(self) -> list[tuple[int, int]]:
-        """(first, last) symbol of each row group: as many whole symbols as begin within one group's rows."""
-        bounds: list[tuple[int, int]] = []
-        first = rows = 0
-        for index, count in enumerate(self.counts):
-            rows += count
-            if rows >= _ROW_GROUP_ROWS or index == len(self.counts) - 1:
-                bounds.append((first, index + 1))
-                first, rows = index + 1, 0
-        return bounds
-
-    @classmethod
-    def from_json(cls, text: bytes) -> _Layout:
-        raw = json.loads(text)
-        return cls(tuple(raw["symbols"]), tuple(raw["counts"]), tuple(raw["last_times"]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Month:
-    """An open month file, and which of its symbols are wanted (None: all)."""
-
-    path: Place
-    version: object
-    file: pq.ParquetFile
-    layout: _Layout
-    names: tuple[str, ...]
-    symbols: frozenset[str] | None
-
-    def counts(self) -> dict[str, int]:
-        """Rows of each wanted symbol."""
-        rows = zip(self.layout.symbols, self.layout.counts, strict=True)
-        return {symbol: count for symbol, count in rows if self.symbols is None or symbol in self.symbols}
-
-    def pieces(self) -> Iterator[tuple[str, Columns]]:
-        """(symbol, columns) of the wanted symbols; reads only the row groups that hold one. Views: copy to keep."""
-        import pyarrow as pa
-
-        for number, (first, last) in enumerate(self.layout.groups()):
-            symbols = self.layout.symbols[first:last]
-            if self.symbols is not None and self.symbols.isdisjoint(symbols):
-                continue
-            try:
-                table = self.file.read_row_group(number, columns=list(self.names))
-            except BucketError as error:
-                raise StoreError.unreachable(self.path, error) from error
-            except (pa.ArrowException, OSError) as error:
-                raise StoreError.unreadable(self.path, error) from error
-            columns = tuple(table.column(name).to_numpy() for name in self.names)
-            start = 0
-            for symbol, count in zip(symbols, self.layout.counts[first:last], strict=True):
-                if self.symbols is None or symbol in self.symbols:
-                    yield symbol, tuple(column[start : start + count] for column in columns)
-                start += count
 
 
 def month_of(time_ms: int) -> str:
@@ -128,6 +63,56 @@ def month_bounds(stem: str) -> tuple[int, int]:
     start = datetime(year, month, 1, tzinfo=UTC)
     end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
     return int(start.timestamp() * 1000), int(end.timestamp() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """The recent file. All of its rows are of one month."""
+
+    stem: str
+    file: SeriesFile
+
+
+@dataclass(frozen=True, slots=True)
+class _Month:
+    """A month: its file (None: it has none), and the recent file if that is of this month."""
+
+    file: SeriesFile | None
+    recent: SeriesFile | None
+
+    def counts(self, symbols: frozenset[str] | None) -> dict[str, int]:
+        """How many rows `pieces` yields of each wanted symbol, at most."""
+        found = {} if self.file is None else self.file.counts(symbols)
+        for symbol, count in ({} if self.recent is None else self.recent.counts(symbols)).items():
+            found[symbol] = found.get(symbol, 0) + count
+        return found
+
+    def last_times(self) -> dict[str, int]:
+        """Newest time of each symbol."""
+        found = {} if self.recent is None else dict(self.recent.last_times)
+        for symbol, time in ({} if self.file is None else self.file.last_times).items():
+            found[symbol] = max(time, found.get(symbol, time))
+        return found
+
+    def newer(
+        self, symbols: frozenset[str] | None = None, since_ms: int | None = None, until_ms: int | None = None
+    ) -> Rows | None:
+        """The rows of the recent file that count, of wanted symbols with since <= time < until. None: no such row."""
+        if self.recent is None:
+            return None
+        known = {} if self.file is None else self.file.last_times
+        if all(known.get(symbol, _NEVER) >= time for symbol, time in self.recent.last_times.items()):
+            return None  # all of it was folded
+        rows = self.recent.all_rows()
+        after = _NEVER if since_ms is None else since_ms - 1
+        passed = [
+            max(known.get(symbol, _NEVER), after) if symbols is None or symbol in symbols else _FOR_EVER
+            for symbol in rows.symbols
+        ]
+        keep = rows.columns[0] > np.repeat(np.array(passed, dtype=np.int64), rows.counts)
+        if until_ms is not None:
+            keep &= rows.columns[0] < until_ms
+        return rows.chosen(keep) if keep.any() else None
 
 
 class MonthFiles:
@@ -151,14 +136,10 @@ class MonthFiles:
 
     def _read(self, symbols: frozenset[str] | None, since_ms: int | None, until_ms: int | None) -> dict[str, Columns]:
         with ExitStack() as stack:
-            months = [
-                self._open_month(stack, stem, symbols)
-                for stem in self._stems()
-                if _overlaps(month_bounds(stem), since_ms, until_ms)
-            ]
+            months = list(self._newest_first(stack, since_ms, until_ms))[::-1]
             room: dict[str, int] = {}
             for month in months:
-                for symbol, count in month.counts().items():
+                for symbol, count in month.counts(symbols).items():
                     room[symbol] = room.get(symbol, 0) + count
             ordered = sorted(room)
             starts = dict(zip(ordered, np.cumsum([0, *(room[symbol] for symbol in ordered)]).tolist(), strict=False))
@@ -166,7 +147,7 @@ class MonthFiles:
             total = sum(room.values())
             block = [np.empty(total, dtype=np.int64 if i == 0 else np.float64) for i in range(len(self._names))]
             for month in months:
-                for symbol, columns in month.pieces():
+                for symbol, columns in () if month.file is None else month.file.pieces(symbols, since_ms):
                     first = 0 if since_ms is None else int(columns[0].searchsorted(since_ms))
                     last = len(columns[0]) if until_ms is None else int(columns[0].searchsorted(until_ms))
                     if first >= last:
@@ -174,6 +155,9 @@ class MonthFiles:
                     at, ends[symbol] = ends[symbol], ends[symbol] + last - first
                     for target, column in zip(block, columns, strict=True):
                         target[at : ends[symbol]] = column[first:last]
+                newer = month.newer(symbols, since_ms, until_ms)
+                if newer is not None:
+                    _add(newer, block, ends)
         return {
             symbol: tuple(column[starts[symbol] : ends[symbol]] for column in block)
             for symbol in ordered
@@ -186,22 +170,34 @@ class MonthFiles:
 
     def _last_times(self, symbols: frozenset[str] | None) -> dict[str, int]:
         newest: dict[str, int] = {}
-        for stem in reversed(self._stems()):
-            with ExitStack() as stack:
-                layout = self._open_month(stack, stem, None).layout
-            for symbol, time in zip(layout.symbols, layout.last_times, strict=True):
-                if symbols is None or symbol in symbols:
-                    newest.setdefault(symbol, time)
-            if symbols is not None and symbols <= newest.keys():
-                break
+        with ExitStack() as stack:
+            for month in self._newest_first(stack):
+                for symbol, time in month.last_times().items():
+                    if symbols is None or symbol in symbols:
+                        newest.setdefault(symbol, time)
+                if symbols is not None and symbols <= newest.keys():
+                    break
         return newest
+
+    def _newest_first(
+        self, stack: ExitStack, since_ms: int | None = None, until_ms: int | None = None
+    ) -> Iterator[_Month]:
+        """The months with times in [since, until), each opened when it is asked for."""
+        recent = self._open_recent(stack)
+        listed = self._stems()
+        for stem in sorted({*listed, *(() if recent is None else (recent.stem,))}, reverse=True):
+            if _overlaps(month_bounds(stem), since_ms, until_ms):
+                month = self._open_month(stack, stem, recent)
+                if month.file is None and stem in listed:  # moved away since
+                    raise StoreError.unreadable(self._place / _name(stem), FileNotFoundError("it is gone"))
+                yield month
 
     # ----------------------------------------------------------------- write
     def write(self, series: Mapping[str, Columns], guard: Callable[[], None]) -> int:
         """Merge `series` in; the newer value wins. Returns how many files changed (0: everything was known).
 
-        Every month is complete or untouched. `guard` runs before each rename, and may raise to stop: months that were
-        replaced before stay, they are whole and true.
+        Every month is complete or untouched, and older months are written before newer ones. `guard` runs before each
+        rename, and may raise to stop: months that were replaced before stay, they are whole and true.
         """
         months: dict[str, dict[str, Columns]] = {}
         for symbol, columns in series.items():
@@ -211,8 +207,7 @@ class MonthFiles:
             return 0
         guard()
         self._place.prepare()
-        merge = partial(self._merge_month, guard=guard)
-        return sum(self._again(partial(merge, stem, months[stem])) for stem in sorted(months))
+        return sum(self._again(partial(self._write_month, stem, months[stem], guard)) for stem in sorted(months))
 
     def _again(self, work: Callable[[], _T]) -> _T:
         """Return what `work` returns, begun anew when a file that it read was replaced before it was through.
@@ -228,67 +223,62 @@ class MonthFiles:
                 raise StoreError.unreachable(self._place, error) from error
         raise StoreError(last, f"was replaced {_TRIES} times while it was used", "look who else writes to this store")
 
-    def _merge_month(self, stem: str, new: Mapping[str, Columns], guard: Callable[[], None]) -> bool:
-        merged: dict[str, list[Columns]] = {}
-        version: object = None
+    def _write_month(self, stem: str, new: Mapping[str, Columns], guard: Callable[[], None]) -> int:
+        """Store rows of one month; returns how many files changed."""
         with ExitStack() as stack:
-            month = self._find_month(stack, stem, None)
-            if month is not None:
-                version = month.version
-                for symbol, columns in month.pieces():
-                    merged.setdefault(symbol, []).append(columns)
-        changed = False
+            recent = self._open_recent(stack)
+            changed = 0
+            if recent is not None and recent.stem < stem:
+                changed += self._merge(recent.stem, self._open_month(stack, recent.stem, recent), {}, guard)
+            month = self._open_month(stack, stem, recent)
+            if self._is_append(stem, month, new):
+                newer, rows = month.newer(), Rows.of(new)
+                if newer is not None:
+                    rows = newer.followed_by(rows)
+                if len(rows) <= RECENT_ROWS:
+                    old = None if recent is None else recent.file
+                    self._replace(RECENT, old, lambda file: write_rows(file, self._names, rows), guard)
+                    return changed + 1
+            return changed + self._merge(stem, month, new, guard)
+
+    def _is_append(self, stem: str, month: _Month, new: Mapping[str, Columns]) -> bool:
+        """Whether all rows are newer than those of their symbol, in the newest month, and that is a large one."""
+        if month.file is None or month.file.rows < RECENT_ROWS or stem < max(self._stems()):
+            return False
+        last = month.last_times()
+        return all(symbol not in last or columns[0][0] > last[symbol] for symbol, columns in new.items())
+
+    def _merge(self, stem: str, month: _Month, new: Mapping[str, Columns], guard: Callable[[], None]) -> int:
+        """Write the month's file anew, with the recent rows and the new ones. 0: the new ones are known."""
+        merged: dict[str, list[Columns]] = {}
+        newer = month.newer()
+        for symbol, columns in () if month.file is None else month.file.pieces():
+            merged[symbol] = [columns]
+        for symbol, columns in () if newer is None else newer.series():
+            merged.setdefault(symbol, []).append(columns)
+        changed = not new and newer is not None
         for symbol, columns in new.items():
-            old = merged.get(symbol)
-            if old is None:
-                merged[symbol], changed = [columns], True
-            elif columns[0][0] > old[-1][0][-1]:
+            old = merged.setdefault(symbol, [])
+            if not old or columns[0][0] > old[-1][0][-1]:
                 old.append(columns)
                 changed = True
             else:
-                [before] = old
-                both = _merge(before, columns)
+                before = old[0] if len(old) == 1 else tuple(map(np.concatenate, zip(*old, strict=True)))
+                both = _union(before, columns)
                 if any(not np.array_equal(a, b) for a, b in zip(both, before, strict=True)):
                     merged[symbol], changed = [both], True
         if changed:
-            self._place.replace(_name(stem), lambda file: self._write_table(file, merged), version=version, guard=guard)
-        return changed
+            self._replace(_name(stem), month.file, lambda file: write_series(file, self._names, merged), guard)
+        return int(changed)
 
-    def _write_table(self, file: IO[bytes], series: Mapping[str, list[Columns]]) -> None:
-        """Row groups hold whole symbols, so that a reader finds each series in one piece, without a copy."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        ordered = sorted(series)
-        layout = _Layout(
-            tuple(ordered),
-            tuple(sum(len(part[0]) for part in series[symbol]) for symbol in ordered),
-            tuple(int(series[symbol][-1][0][-1]) for symbol in ordered),
-        )
-        types = [pa.dictionary(pa.int32(), pa.string()), pa.int64(), *[pa.float64()] * (len(self._names) - 1)]
-        schema = pa.schema(zip(("symbol", *self._names), types, strict=True), metadata={_LAYOUT_KEY: layout.to_json()})
-        with pq.ParquetWriter(
-            file,
-            schema,
-            compression=_CODEC,
-            use_dictionary=["symbol", self._names[0]],
-            use_byte_stream_split=list(self._names[1:]),
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer:
-            for first, last in layout.groups():
-                symbols = ordered[first:last]
-                codes = np.repeat(np.arange(len(symbols), dtype=np.int32), layout.counts[first:last])
-                arrays = [pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(symbols, pa.string()))]
-                arrays += [
-                    pa.array(np.concatenate([part[i] for symbol in symbols for part in series[symbol]]))
-                    for i in range(len(self._names))
-                ]
-                writer.write_table(pa.table(arrays, schema=schema), row_group_size=max(len(codes), 1))
+    def _replace(
+        self, name: str, old: SeriesFile | None, write: Callable[[IO[bytes]], None], guard: Callable[[], None]
+    ) -> None:
+        self._place.replace(name, write, version=None if old is None else old.version, guard=guard)
 
     # ----------------------------------------------------------------- files
     def _stems(self) -> list[str]:
-        stems = [name.removesuffix(_SUFFIX) for name in self._place.names(_SUFFIX)]
+        stems = [name.removesuffix(_SUFFIX) for name in self._place.names(_SUFFIX) if name != RECENT]
         for stem in stems:
             try:
                 month_bounds(stem)
@@ -298,42 +288,18 @@ class MonthFiles:
                 ) from None
         return stems
 
-    def _open_month(self, stack: ExitStack, stem: str, symbols: frozenset[str] | None) -> _Month:
-        month = self._find_month(stack, stem, symbols)
-        if month is None:  # moved away since it was listed
-            raise StoreError.unreadable(self._place / _name(stem), FileNotFoundError("it is gone"))
-        return month
+    def _open_recent(self, stack: ExitStack) -> _Recent | None:
+        file = open_series(stack, self._place, RECENT, self._names)
+        if file is None:
+            return None
+        stems = {month_of(time) for time in file.layout.last_times}
+        if len(stems) != 1:
+            raise StoreError.unreadable(file.path, ValueError("its rows are not of one month"))
+        return _Recent(stems.pop(), file)
 
-    def _find_month(self, stack: ExitStack, stem: str, symbols: frozenset[str] | None) -> _Month | None:
-        """Open a month's file for as long as `stack` lives, and check its footer. None: there is no such file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self._place / _name(stem)
-        try:
-            stored = self._place.find(_name(stem))
-            if stored is None:
-                return None
-            # A file's pages are read as they are needed; an object's in few large requests.
-            file = stack.enter_context(
-                pq.ParquetFile(
-                    stored.source,
-                    page_checksum_verification=True,
-                    pre_buffer=not isinstance(stored.source, Path),
-                )
-            )
-        except BucketError as error:
-            raise StoreError.unreachable(path, error) from error
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError.unreadable(path, error) from error
-        text = (file.schema_arrow.metadata or {}).get(_LAYOUT_KEY)
-        if text is None or tuple(file.schema_arrow.names) != ("symbol", *self._names):
-            raise StoreError.unreadable(path, ValueError("it was not written by this program"))
-        layout = _Layout.from_json(text)
-        rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        if rows != [sum(layout.counts[first:last]) for first, last in layout.groups()]:
-            raise StoreError.unreadable(path, ValueError("its footer does not fit its rows"))
-        return _Month(path, stored.version, file, layout, self._names, symbols)
+    def _open_month(self, stack: ExitStack, stem: str, recent: _Recent | None) -> _Month:
+        file = open_series(stack, self._place, _name(stem), self._names)
+        return _Month(file, recent.file if recent is not None and recent.stem == stem else None)
 
 
 def _name(stem: str) -> str:
@@ -344,17 +310,29 @@ def _overlaps(bounds: tuple[int, int], since_ms: int | None, until_ms: int | Non
     return (since_ms is None or bounds[1] > since_ms) and (until_ms is None or bounds[0] < until_ms)
 
 
+def _add(rows: Rows, block: Sequence[NDArray[Any]], ends: dict[str, int]) -> None:
+    """Put rows behind those that each symbol has in `block`, where `ends` says; moves `ends`."""
+    at = np.array([ends[symbol] for symbol in rows.symbols], dtype=np.int64)
+    place = np.arange(len(rows)) + np.repeat(at - (rows.ends - rows.counts), rows.counts)
+    for target, column in zip(block, rows.columns, strict=True):
+        target[place] = column
+    ends.update(zip(rows.symbols, (at + rows.counts).tolist(), strict=True))
+
+
 def _split_by_month(columns: Columns) -> Iterator[tuple[str, Columns]]:
     times = columns[0]
     position = 0
     while position < len(times):
         stem = month_of(int(times[position]))
+        if position == 0 and times[-1] < month_bounds(stem)[1]:
+            yield stem, columns
+            return
         end = int(times.searchsorted(month_bounds(stem)[1]))
         yield stem, tuple(column[position:end] for column in columns)
         position = end
 
 
-def _merge(old: Columns, new: Columns) -> Columns:
+def _union(old: Columns, new: Columns) -> Columns:
     """Union by time; where both have a time, `new` wins."""
     kept = ~np.isin(old[0], new[0], assume_unique=True)
     joined = tuple(np.concatenate([a[kept], b]) for a, b in zip(old, new, strict=True))

@@ -1,7 +1,7 @@
 """The candle store: closed candles and funding of every market, on disk, for many readers and one writer.
 
-    <root>/<market>/<timeframe>/<YYYY-MM>.parquet
-    <root>/<market>/funding/<YYYY-MM>.parquet
+    <root>/<market>/<timeframe>/<YYYY-MM>.parquet, recent.parquet
+    <root>/<market>/funding/<YYYY-MM>.parquet, recent.parquet
 
 `root` is a folder or, for several hosts, a prefix of a bucket (`marketdata.places`).
 Readers never lock. There is one writer at a time: the caller holds a lease and passes its check as `guard`.
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from marketdata.monthly import Columns, MonthFiles
+from marketdata.monthly import MonthFiles
 from marketdata.places import Folder, Place
+from marketdata.series_file import Columns
 from quant.candles import CandleError, Candles
 from quant.panel import Panel
 from quant.timeframes import timeframe_ms

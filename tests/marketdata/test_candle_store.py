@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketdata import monthly
+from marketdata import series_file
 from marketdata.errors import StoreError
 from marketdata.monthly import MonthFiles, month_bounds, month_of
 from marketdata.store import CandleStore
@@ -83,7 +83,7 @@ def test_months_that_were_written_with_another_codec_are_read_and_appended_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, symbol = CandleStore(tmp_path), "A/USDT:USDT"
-    monkeypatch.setattr(monthly, "_CODEC", "zstd")
+    monkeypatch.setattr(series_file, "_CODEC", "zstd")
     store.write("x_um", "1h", {symbol: candles_at(np.arange(24))})
     (path,) = tmp_path.rglob("*.parquet")
     assert pq.ParquetFile(path).metadata.row_group(0).column(2).compression == "ZSTD"
@@ -132,9 +132,9 @@ def test_the_newest_payments_of_some_symbols_are_found_without_opening_older_mon
     opened: list[str] = []
     open_month = MonthFiles._open_month
 
-    def counted(files: MonthFiles, stack: Any, stem: str, symbols: frozenset[str] | None) -> Any:
+    def counted(files: MonthFiles, stack: Any, stem: str, recent: Any) -> Any:
         opened.append(stem)
-        return open_month(files, stack, stem, symbols)
+        return open_month(files, stack, stem, recent)
 
     monkeypatch.setattr(MonthFiles, "_open_month", counted)
     assert store.last_funding_times("x_um") == every

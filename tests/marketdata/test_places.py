@@ -21,11 +21,6 @@ from tests.marketdata.test_candle_store import LeaseLostError, candles_at, equal
 A, B = "A/USDT:USDT", "B/USDT:USDT"
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Folder(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("bucket")
-
-
 def write_text(text: str) -> Callable[[IO[bytes]], None]:
     return lambda file: file.write(text.encode()) and None
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError
 
+from marketdata.monthly import RECENT
 from ops_app import clock, journal, leases, retention
 from trading_app.venue import ledger_name
 from tradingsite.backup.errors import BackupError
@@ -154,9 +155,14 @@ def _copy_candles(partial: Path, keep: Callable[[], None]) -> list[FileEntry]:
     return entries
 
 
-def candle_files() -> Iterator[Path]:
-    """Yield the month files; a name with a dot before it is a writer's unfinished one."""
-    return (path for path in files_below(Path(settings.CANDLES_DIR)) if not path.name.startswith("."))
+def candle_files() -> list[Path]:
+    """Return the files of the store in the order in which they must be copied.
+
+    The recent rows come first: what is folded into a month meanwhile is then in both copies, and not in neither. A name
+    with a dot before it is a writer's unfinished file.
+    """
+    found = [path for path in files_below(Path(settings.CANDLES_DIR)) if not path.name.startswith(".")]
+    return sorted(found, key=lambda path: path.name != RECENT)
 
 
 def _require_room(folder: Path) -> None:
