@@ -117,6 +117,16 @@ def test_the_wrong_number_of_features_is_named(model: MetaModel) -> None:
         model.predict(np.zeros((1, 4), dtype=np.float32), np.zeros(1, dtype=np.int32))
 
 
+def test_a_prediction_does_not_depend_on_what_else_is_asked(model: MetaModel) -> None:
+    """A backtest asks about the signals that it needs, in questions of any size, where a bot asks about each bar's."""
+    features, codes = rows(200)
+    together = model.predict(features, codes)
+    alone = np.concatenate([model.predict(features[row : row + 1], codes[row : row + 1]) for row in range(200)])
+    some = np.random.default_rng(1).permutation(200)[:77]
+    assert alone.tobytes() == together.tobytes()
+    assert model.predict(features[some], codes[some]).tobytes() == together[some].tobytes()
+
+
 def test_an_unknown_encoding_is_named() -> None:
     with pytest.raises(ValueError, match="'hash'; choose one of index, one_hot"):
         encode_features(np.zeros((1, 1), np.float32), np.zeros(1, np.int32), encoding="hash", n_symbols=1)

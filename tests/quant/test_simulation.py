@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import simulation as simulating
-from quant.engine import BarInput, EngineSpec, EntryIntent, ExitIntent, PortfolioState, decide
+from quant.engine import BarInput, EngineSpec, EntryIntent, ExitIntent, PortfolioState, decide, entry_rules
 from quant.label_spec import LabelSpec
-from quant.offers import Signals
+from quant.ledger import Entry, Trade, trades_hash
+from quant.offers import ROW_REFUSALS, Offers, Signals
 from quant.panel import Panel
 from quant.reasons import code_of
-from quant.risk import RiskLimits
+from quant.risk import RiskLimits, check_slots
 from quant.schema import FeatureSchema
-from quant.simulation import Simulation, Trade, trades_hash
+from quant.simulation import Simulation
 from quant.timeframes import HOUR_MS
 from tests.quant.feature_worlds import mixed, random_panel
 
@@ -51,9 +51,10 @@ def signals(*rows: tuple[int, int, int], atr_pct: float = 0.01, **changes: objec
         "bar": np.array([row[0] for row in rows], dtype=np.int64),
         "column": np.array([row[1] for row in rows], dtype=np.int64),
         "side": np.array([row[2] for row in rows], dtype=np.int8),
-        "probability": np.full(len(rows), 0.8),
         "threshold": np.full(len(rows), 0.5),
         "features": features,
+        "row": np.arange(len(rows)),
+        "ask": lambda asked: np.full(len(asked), 0.8),
     }
     return Signals(**(columns | changes))  # type: ignore[arg-type]  # columns of the right types, by name
 
@@ -211,7 +212,7 @@ def test_the_trades_add_up_to_what_the_account_became(seed: int) -> None:
     panel = random_panel(seed, 300, 3)
     label = LabelSpec(fee_bps=7.0, half_spread_bps=3.0)
     simulation = play(panel, random_signals(panel, seed), label=label, max_drawdown_fraction=0.99)
-    assert simulation._cash == pytest.approx(10_000 + sum(trade.net for trade in simulation.trades))
+    assert simulation.ledger.cash == pytest.approx(10_000 + sum(trade.net for trade in simulation.trades))
     assert np.isfinite(simulation.equity).all()
     for trade in simulation.trades:
         assert trade.quantity > 0
@@ -285,91 +286,110 @@ def test_the_engine_decides_the_same_about_some_symbols_as_about_all(seed: int) 
 
 
 class AskingAboutAll(Simulation):
-    """Takes no short cut: every bar is played, and the engine is asked about all that is held or has a signal."""
+    """Takes no short cut: every bar is played, every model asked about every signal, and the engine about all."""
 
     def run(self, start: int, stop: int, signals: Signals | None) -> None:
         assert signals is not None
+        probability = signals.ask(np.arange(len(signals)))
         for bar in range(start, stop):
-            self._fill_orders(bar)
-            self._pay_funding(bar)
-            self._fill_resting(bar)
-            worth, exposure = self._value(bar)
+            self._refuse("NO_FILL", self.ledger.fill(bar))
+            worth, exposure = self.ledger.value(bar)
             self.equity[bar], self.exposure[bar] = worth, exposure
             self._watch(bar, worth)
-            self._ask_about_all(bar, worth, signals)
+            self._ask_about_all(bar, worth, signals, probability)
 
-    def _ask_about_all(self, bar: int, worth: float, signals: Signals) -> None:
+    def _ask_about_all(self, bar: int, worth: float, signals: Signals, probability: np.ndarray) -> None:
         rows = {int(signals.column[row]): int(row) for row in np.flatnonzero(signals.bar == bar)}
-        held = [position.column for position in self._positions.values()]
+        held = [position.column for position in self.ledger.positions.values()]
         columns = [*held, *(column for column in rows if column not in held)]
         asked = [rows.get(column) for column in columns]
         blank = np.full(len(SCHEMA), np.nan, dtype=np.float32)
-        features = np.array([blank if row is None else signals.features[row] for row in asked], dtype=np.float32)
-        features = features.reshape(len(columns), len(SCHEMA))
-        known = {
-            name: np.array([np.nan if row is None else getattr(signals, name)[row] for row in asked], dtype=np.float64)
-            for name in ("probability", "threshold")
-        }
+        features = np.array(
+            [blank if row is None else signals.features[signals.row[row]] for row in asked], dtype=np.float32
+        ).reshape(len(columns), len(SCHEMA))
+        blocked = self._killed or ("DAILY_LOSS" if self._daily_loss else None)
+        inputs = BarInput(
+            open_time_ms=int(self.panel.open_time[bar]),
+            symbols=tuple(self.panel.symbols[column] for column in columns),
+            close=self.panel.close[bar, np.array(columns, dtype=np.int64)],
+            atr_pct=features[:, SCHEMA.index("atr_pct")].astype(np.float64),
+            volatility=features[:, SCHEMA.index("volatility_24")].astype(np.float64),
+            features=features,
+            side=np.array([0 if row is None else signals.side[row] for row in asked], dtype=np.int8),
+            covered=np.ones(len(columns), dtype=np.bool_),
+            probability=np.array([np.nan if row is None else probability[row] for row in asked]),
+            threshold=np.array([np.nan if row is None else signals.threshold[row] for row in asked]),
+        )
         decisions = decide(
-            bar=BarInput(
-                open_time_ms=int(self.panel.open_time[bar]),
-                symbols=tuple(self.panel.symbols[column] for column in columns),
-                close=self.panel.close[bar, np.array(columns, dtype=np.int64)],
-                atr_pct=features[:, SCHEMA.index("atr_pct")].astype(np.float64),
-                volatility=features[:, SCHEMA.index("volatility_24")].astype(np.float64),
-                features=features,
-                side=np.array([0 if row is None else signals.side[row] for row in asked], dtype=np.int8),
-                covered=np.ones(len(columns), dtype=np.bool_),
-                probability=known["probability"],
-                threshold=known["threshold"],
-            ),
+            bar=inputs,
             portfolio=PortfolioState(
                 equity=worth,
-                positions={symbol: each.state for symbol, each in self._positions.items()},
-                exiting=frozenset(symbol for symbol, each in self._positions.items() if each.exit_cause),
+                positions={symbol: each.state for symbol, each in self.ledger.positions.items()},
+                exiting=frozenset(symbol for symbol, each in self.ledger.positions.items() if each.exit_cause),
                 day_start_equity=self._day_start,
                 peak_equity=self._peak,
-                entries_blocked=self._killed or ("DAILY_LOSS" if self._daily_loss else None),
+                entries_blocked=blocked,
                 guard=self._guard(signals),
             ),
             spec=self.spec,
             schema=SCHEMA,
         )
-        for column, decision in zip(columns, decisions, strict=True):
+        account = blocked or check_slots(equity=worth, open_positions=len(held), limits=self.spec.limits)
+        for place, (column, decision) in enumerate(zip(columns, decisions, strict=True)):
             if isinstance(decision.intent, ExitIntent):
-                self._positions[decision.symbol].exit_cause = code_of(decision.intent.cause)
+                self.ledger.positions[decision.symbol].exit_cause = code_of(decision.intent.cause)
             elif isinstance(decision.intent, EntryIntent):
-                entry = simulating._Entry(
-                    intent=decision.intent, column=column, probability=decision.probability, model=0
+                assert account is None
+                self.ledger.entries.append(
+                    Entry(intent=decision.intent, column=column, probability=decision.probability, model=0)
                 )
-                self._entries.append(entry)
             elif column not in held:
-                self._refuse(decision.reason)
+                weak = "BELOW_THRESHOLD" if 0 <= decision.probability < inputs.threshold[place] else None
+                self._refuse(account or against_the_row(inputs, place, self.spec) or weak or decision.reason)
+
+
+def against_the_row(bar: BarInput, place: int, spec: EngineSpec) -> str | None:
+    """What the engine's own rules have against an entry whose probability could not be better."""
+    one = slice(place, place + 1)
+    rules = entry_rules(
+        side=bar.side[one], atr_pct=bar.atr_pct[one], probability=np.ones(1), threshold=np.zeros(1),
+        features=bar.features[one], spec=spec, schema=SCHEMA,
+    )  # fmt: skip
+    return rules(0)
 
 
 def troubled_signals(panel: Panel, seed: int) -> Signals:
-    """Signals of every kind: too weak, in a bad regime, with a feature that is none or a probability that is none."""
+    """Signals of every kind: too weak, in a bad regime, too wild, without a feature or a probability, some alike."""
     rng = np.random.default_rng(seed)
-    some = random_signals(panel, seed, n=400)
-    some.features[rng.random(len(some)) < 0.1, SCHEMA.index("adx_14")] = 1.0
-    some.features[rng.random(len(some)) < 0.05, SCHEMA.index("rsi_14")] = np.inf
-    some.features[rng.random(len(some)) < 0.05, SCHEMA.index("atr_pct")] = np.nan
-    probability = rng.uniform(0.45, 0.9, len(some))
+    some = random_signals(panel, seed, n=panel.n_symbols * 70)
+    spoilt = some.features[rng.permutation(len(some))]  # as the features of a chunk are: not in the signals' order
+    some = replace(some, features=spoilt, row=rng.permutation(len(some)))
+    for name, share, value in (
+        ("adx_14", 0.1, 1.0), ("rsi_14", 0.05, np.inf), ("atr_pct", 0.05, np.nan), ("atr_pct", 0.03, 0.7)
+    ):  # fmt: skip
+        some.features[rng.random(len(some)) < share, SCHEMA.index(name)] = value
+    probability = rng.uniform(0.45, 0.9, len(some)).round(int(rng.integers(1, 4)))  # rounded: names decide
     probability[rng.random(len(some)) < 0.05] = np.nan
-    return replace(some, probability=probability, promised_precision={0: 0.6})
+    return replace(some, ask=probability.__getitem__, promised_precision={0: 0.6})
 
 
-@settings(max_examples=30)
-@given(seeds, st.sampled_from([0.004, 0.05, 0.9]), st.sampled_from([0.002, 0.01, 0.9]), st.integers(1, 4))
-def test_what_the_engine_is_not_asked_would_have_changed_nothing(
-    seed: int, drawdown: float, daily_loss: float, most: int
+@settings(max_examples=60)
+@given(
+    seeds, st.sampled_from([0.004, 0.05, 0.9]), st.sampled_from([0.002, 0.01, 0.9]), st.integers(1, 8),
+    st.sampled_from([0.05, 0.3, 2.0]),
+)  # fmt: skip
+def test_what_neither_a_model_nor_the_engine_is_asked_would_have_changed_nothing(
+    seed: int, drawdown: float, daily_loss: float, most: int, exposure: float
 ) -> None:
-    panel = random_panel(seed, 200, 6)
+    panel = random_panel(seed, 200, 12, missing=0.01)
     given_signals = troubled_signals(panel, seed)
-    limits = RiskLimits(max_drawdown_fraction=drawdown, daily_loss_fraction=daily_loss, max_open_positions=most)
+    limits = RiskLimits(
+        max_drawdown_fraction=drawdown, daily_loss_fraction=daily_loss, max_open_positions=most,
+        max_exposure_fraction=exposure, max_correlated_fraction=exposure,
+    )  # fmt: skip
+    spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2))
     played = []
     for kind in (Simulation, AskingAboutAll):
-        spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2))
         simulation = kind(panel=panel, spec=spec, schema=SCHEMA)
         simulation.run(0, panel.n_times, given_signals)
         simulation.finish()
@@ -380,6 +400,68 @@ def test_what_the_engine_is_not_asked_would_have_changed_nothing(
     assert quick.refused == whole.refused
     assert quick.risk_events == whole.risk_events
     assert quick.tracks == whole.tracks
+
+
+@settings(max_examples=25)
+@given(seeds, st.integers(1, 3))
+def test_every_signal_in_a_symbol_that_is_not_held_is_counted_once(seed: int, most: int) -> None:
+    panel = random_panel(seed, 200, 6)
+    given_signals = troubled_signals(panel, seed)
+    simulation = Simulation(
+        panel=panel, spec=EngineSpec(bar_ms=HOUR_MS, limits=RiskLimits(max_open_positions=most)), schema=SCHEMA
+    )
+    not_held = 0
+    for bar in range(panel.n_times):
+        rows = given_signals.bar == bar
+        signals_of_bar = int(np.count_nonzero(rows))
+        simulation.run(bar, bar + 1, given_signals)
+        not_held += signals_of_bar - int(simulation.ledger.held[given_signals.column[rows]].sum())
+    sent = len(simulation.trades) + len(simulation.ledger.positions) + len(simulation.ledger.entries)
+    lost = simulation.refused.get("NO_FILL", 0)
+    assert not_held == sum(simulation.refused.values()) - lost + sent + lost
+
+
+def test_a_model_is_asked_only_where_an_entry_can_come_of_it() -> None:
+    panel, asked = flat(n_times=200, n_symbols=3), list[int]()
+
+    def ask(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.full(len(rows), 0.8)
+
+    rows = [(bar, column, 1) for bar in range(10, 190) for column in range(3)]
+    simulation = play(panel, signals(*rows, ask=ask), max_open_positions=1)
+    assert simulation.refused["MAX_OPEN_POSITIONS"] > 300
+    assert len(simulation.trades) == 8
+    assert len(asked) == len(set(asked)), "no signal is asked about twice"
+    assert len(asked) <= 8 * (64 + 3), "a question for each entry, and 64 signals in it"
+    asked.clear()
+    for name in ("open", "high", "low", "close"):
+        getattr(panel, name)[15:, 0] = 50.0
+    killed = play(panel, signals(*rows, ask=ask), max_drawdown_fraction=0.02, max_open_positions=1)
+    assert killed.refused["KILL_SWITCH"] > 500
+    assert len(asked) <= 64 + 3, "nothing is asked when the kill switch is pulled"
+
+
+@settings(max_examples=40)
+@given(seeds, st.booleans())
+def test_the_rules_for_many_signals_are_the_engines_for_one(seed: int, allow_short: bool) -> None:
+    rng = np.random.default_rng(seed)
+    some = random_signals(random_panel(seed, 60, 20), seed, n=200)
+    spec = EngineSpec(bar_ms=HOUR_MS, allow_short=allow_short)
+    edges = {
+        "atr_pct": [0.02, 0.5, 1.0 / 2.0, 0.7, np.nan],
+        "volatility_ratio": [0.25, 4.0, 1.0, 0.1, 9.0, np.nan],
+        "adx_14": [10.0, 30.0, 9.99, np.nan],
+    }
+    for name, values in edges.items():
+        some.features[:, SCHEMA.index(name)] = rng.choice(values, len(some))
+    refuse = entry_rules(
+        side=some.side, atr_pct=some.features[:, SCHEMA.index("atr_pct")].astype(np.float64),
+        probability=np.ones(len(some)), threshold=np.zeros(len(some)), features=some.features, spec=spec, schema=SCHEMA,
+    )  # fmt: skip
+    found = Offers(signals=some, spec=spec, schema=SCHEMA).refusal.tolist()
+    assert ["", *ROW_REFUSALS] == ["", "SHORT_NOT_ALLOWED", "ATR_TOO_LARGE", "REGIME"]
+    assert [["", *ROW_REFUSALS][number] for number in found] == [code_of(refuse(row) or "") for row in range(len(some))]
 
 
 # ---------------------------------------------------------------------------- the rest

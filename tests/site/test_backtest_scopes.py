@@ -14,6 +14,7 @@ from django.core.management import call_command
 from coverage_app import market
 from exchanges.simulated.market import SimulatedMarket
 from marketdata.store import CandleStore
+from quant.offers import Signals
 from quant.panel import Panel
 from quant.pipeline import TrainingResult
 from quant.policy import RunCause, TrainingPolicy
@@ -23,7 +24,7 @@ from quant.watch import WatchFinding
 from tests.quant.test_pipeline import START, random_walk
 from tests.site.test_backtest import SPEC, plan
 from tradingsite.backtest import walk as walking
-from tradingsite.backtest.account import SignalFeed
+from tradingsite.backtest.account import SignalFeed, joined_signals
 from tradingsite.backtest.walk import Training, Walk, walk_forward
 
 ALONE = replace(SPEC, training_mode="single_symbol", min_samples=100, min_symbol_samples=30)
@@ -125,6 +126,25 @@ def test_the_command_plays_the_store_of_a_bot_of_single_symbol_mode(
     assert first["accounts"]["gated"]["trades"] > 0
     for name, account in first["accounts"].items():
         assert account["trades_hash"] == second["accounts"][name]["trades_hash"]
+
+
+def test_signals_of_many_models_come_in_order_and_each_asks_its_own() -> None:
+    def part(number: int, column: int, bars: list[int]) -> Signals:
+        n = len(bars)
+        return Signals(
+            bar=np.array(bars), column=np.full(n, column), side=np.ones(n, dtype=np.int8), threshold=np.full(n, 0.5),
+            features=np.array([[number, bar] for bar in reversed(bars)], dtype=np.float32), row=np.arange(n)[::-1],
+            ask=lambda asked: number + np.array(bars)[asked] / 100.0, model=np.full(n, number),
+        )  # fmt: skip
+
+    joined = joined_signals([part(7, 2, [1, 2, 4]), part(8, 0, [2, 4, 5]), part(9, 1, [0, 4])])
+    assert list(zip(joined.bar.tolist(), joined.column.tolist(), strict=True)) == [
+        (0, 1), (1, 2), (2, 0), (2, 2), (4, 0), (4, 1), (4, 2), (5, 0)
+    ]  # fmt: skip
+    assert joined.model is not None
+    assert joined.features[joined.row].tolist() == np.column_stack([joined.model, joined.bar]).tolist()
+    for asked in (np.arange(8), np.array([4, 5, 6]), np.array([2])):
+        assert joined.ask(asked).tolist() == (joined.model + joined.bar / 100.0)[asked].tolist()
 
 
 # ------------------------------------------------------------------------- models that are watched

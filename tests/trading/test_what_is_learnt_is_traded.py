@@ -25,9 +25,10 @@ from ops_app.clock import SimulatedClock
 from quant.candles import Candles
 from quant.engine import EngineSpec, EntryIntent
 from quant.labels import STOP, TARGET, TIME, Labels, LabelSpec, triple_barrier
+from quant.ledger import Trade
 from quant.panel import Panel
 from quant.risk import RiskLimits
-from quant.simulation import Simulation, Trade
+from quant.simulation import Simulation
 from quant.timeframes import HOUR_MS, to_ms
 from tests.exchanges.conftest import write_candles
 from tests.factories import EPOCH, BotFactory, SymbolFactory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from quant.engine import EngineSpec
 from quant.features import FeatureState
 from quant.features import replay as replay_features
+from quant.ledger import Track
 from quant.model import MetaModel
 from quant.offers import Signals
 from quant.panel import Panel
 from quant.promises import LiveRecord
 from quant.signals import primary_side
-from quant.simulation import Simulation, Track
+from quant.simulation import Simulation
 from quant.training_spec import TrainingSpec
 from quant.watch import window_start
 
 CHUNK_VALUES = 2**18
 """Features in memory at once: 1 MB, still in the cache when the signals are read from them."""
+CHUNK_BARS = 24
+"""At least, so that many feeds are not read bar by bar."""
 EVERY_SIGNAL = 0.5
 """The probability and the threshold of a signal that no model was asked about: the least size."""
 
@@ -38,8 +41,8 @@ class SignalFeed:
 
     ``symbols`` is the panel that its features are computed over, from ``data_start_ms`` on, and all that it reads.
     It trades the bars that close after ``start_ms`` and until ``end_ms``. Without a ``model`` every primary signal is
-    one. ``number`` names the model; ``promised`` is its precision on unseen data. ``reference`` is what its features
-    looked like in training, up to ``fitted_ms``.
+    taken. ``number`` names the model; ``promised`` is its precision on unseen data. ``reference`` is what its features
+    looked like in training, up to ``fitted_ms``. ``asked`` counts the signals that the model was asked about.
     """
 
     panel: Panel
@@ -53,6 +56,7 @@ class SignalFeed:
     promised: float | None = None
     reference: Mapping[str, Any] = field(default_factory=dict)
     fitted_ms: int = 0
+    asked: int = field(init=False, default=0)
     _state: FeatureState = field(init=False)
     _row: int = field(init=False)
     _column: NDArray[np.int64] = field(init=False)
@@ -67,15 +71,19 @@ class SignalFeed:
         self._state = FeatureState.create(self.spec.schema, len(self.symbols))
         self._row = max(0, bar_after(self.panel, self.data_start_ms + self.panel.step_ms - 1))
 
+    @property
+    def values_per_bar(self) -> int:
+        """The features of a bar, of all symbols."""
+        return len(self.symbols) * len(self.spec.schema)
+
     def until(self, stop: int) -> list[Signals]:
         """Read the bars that were not read yet, up to ``stop`` (exclusive), and return their signals in parts."""
-        parts = []
-        chunk = max(1, CHUNK_VALUES // (len(self.symbols) * len(self.spec.schema)))
+        parts, chunk = [], max(CHUNK_BARS, CHUNK_VALUES // self.values_per_bar)
         while self._row < stop:
             first, self._row = self._row, min(self._row + chunk, stop)
             rows = self.panel.rows(first, self._row)
             parts.append(self._read(first, rows if self.symbols == rows.symbols else rows.select(self.symbols)))
-        return parts
+        return [part for part in parts if len(part)]
 
     def _read(self, first: int, part: Panel) -> Signals:
         features = replay_features(self._state, part)
@@ -87,21 +95,25 @@ class SignalFeed:
         closed = part.open_time[bars] + part.step_ms
         open_for = (closed > self.start_ms) & (closed <= self.end_ms) & np.isfinite(part.close[bars, columns])
         bars, columns = bars[open_for], columns[open_for]
-        rows = features[bars, columns]
-        threshold, probability = EVERY_SIGNAL, np.full(len(bars), EVERY_SIGNAL)
-        if self.model is not None:
-            threshold = self.model.threshold
-            codes = self._code[columns].astype(np.int32)
-            probability = self.model.predict(rows, codes, num_threads=self.spec.num_threads)
-        taken = np.flatnonzero(probability >= threshold)
+        rows, at = bars * len(self.symbols) + columns, features.reshape(-1, len(self.spec.schema))
+        codes = self._code[columns].astype(np.int32)
+
+        def ask(signals: NDArray[np.int64]) -> NDArray[np.float64]:
+            if self.model is None:
+                return np.full(len(signals), EVERY_SIGNAL)
+            self.asked += len(signals)
+            return self.model.predict(at[rows[signals]], codes[signals])
+
+        threshold = EVERY_SIGNAL if self.model is None else self.model.threshold
         return Signals(
-            bar=bars[taken].astype(np.int64) + first,
-            column=self._column[columns[taken]],
-            side=side[bars, columns][taken],
-            probability=probability[taken],
-            threshold=np.full(len(taken), threshold),
-            features=rows[taken],
-            model=np.full(len(taken), self.number, dtype=np.int64),
+            bar=bars + first,
+            column=self._column[columns],
+            side=side[bars, columns],
+            threshold=np.full(len(bars), threshold),
+            features=at,
+            row=rows,
+            ask=ask,
+            model=np.full(len(bars), self.number, dtype=np.int64),
         )
 
     def window(self, now_ms: int) -> NDArray[np.float32]:
@@ -132,11 +144,13 @@ class Account:
         self._held[scope] = feed
 
     def play(self, until_ms: int) -> None:
-        """Play the bars that close until ``until_ms`` and were not played yet."""
+        """Play the bars that close until ``until_ms`` and were not played yet, some at a time: features take room."""
         stop = bar_after(self.simulation.panel, until_ms)
-        if stop > self._bar:
-            self.simulation.run(self._bar, stop, self._signals(stop))
-            self._bar = stop
+        values = sum(feed.values_per_bar for feed in self._held.values())
+        while self._bar < stop:
+            until = min(stop, self._bar + max(CHUNK_BARS, CHUNK_VALUES // max(values, 1)))
+            self.simulation.run(self._bar, until, self._signals(until))
+            self._bar = until
 
     def finish(self, end_ms: int) -> Simulation:
         """Play up to ``end_ms``, close what is open, and return the simulation."""
@@ -150,18 +164,37 @@ class Account:
         return LiveRecord(trades=track.trades, wins=track.wins, promised_precision=feed.promised)
 
     def _signals(self, stop: int) -> Signals | None:
-        parts = [part for feed in self._held.values() for part in feed.until(stop)]
-        if not parts:
+        if not self._held:
             return None
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("bar", "column", "side", "probability", "threshold", "features", "model")
-        }
-        place = joined["bar"] * self.simulation.panel.n_symbols + joined["column"]
-        if np.any(place[1:] < place[:-1]):
-            order = np.argsort(place, kind="stable")
-            joined = {name: values[order] for name, values in joined.items()}
-        return Signals(
-            **joined,
-            promised_precision={feed.number: feed.promised for feed in self._held.values()},
-        )
+        promised = {feed.number: feed.promised for feed in self._held.values()}
+        parts = [part for feed in self._held.values() for part in feed.until(stop)]
+        return replace(joined_signals(parts), promised_precision=promised) if parts else None
+
+
+def joined_signals(parts: list[Signals]) -> Signals:
+    """Return the signals of all parts in order; each still asks its own model."""
+    if len(parts) == 1:
+        return parts[0]
+    bar, column = (np.concatenate([getattr(part, name) for part in parts]) for name in ("bar", "column"))
+    order = np.lexsort((column, bar))
+    part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
+    place = np.concatenate([np.arange(len(part)) for part in parts])[order]
+
+    def ask(signals: NDArray[np.int64]) -> NDArray[np.float64]:
+        answers, of = np.empty(len(signals)), part_of[signals]
+        for number in np.unique(of).tolist():
+            mine = np.flatnonzero(of == number)
+            answers[mine] = parts[number].ask(place[signals[mine]])
+        return answers
+
+    return Signals(
+        bar=bar[order],
+        column=column[order],
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("side", "threshold", "model")
+        },
+        features=np.concatenate([part.features[part.row] for part in parts]),
+        row=order,
+        ask=ask,
+    )

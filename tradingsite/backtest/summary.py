@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.ledger import Trade, trades_hash
 from quant.metrics import calibration_curve
 from quant.sharpe import SharpeRatio, Trials, deflated_sharpe, least_track_record, probabilistic_sharpe, sharpe_ratio
-from quant.simulation import Simulation, Trade, trades_hash
+from quant.simulation import Simulation
 from quant.timeframes import DAY_MS, from_ms
 
 DAYS_PER_YEAR = 365
