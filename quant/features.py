@@ -1,18 +1,18 @@
 """Features of all symbols, one bar at a time: the same compiled step live and in training (I13).
 
 The bot replays the stored candles once at its start and then calls ``step`` once per closed bar; training calls
-``replay``, which loops over the very same step. Both must begin at the same candle, the model's ``data_start``: the
+``replay``, the very same functions over many bars. Both must begin at the same candle, the model's ``data_start``: the
 state remembers everything. ``quant.schema`` says what each column is and when it is NaN.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from quant import kernel, label_kernel
+from quant import kernel, label_kernel, market_kernel
 from quant.schema import FeatureSchema
 
 if TYPE_CHECKING:
@@ -21,17 +21,22 @@ if TYPE_CHECKING:
     from quant.panel import Panel
 
 
-# Values per round of step and rank: what the step wrote is still in the cache when it is ranked.
-_CHUNK_VALUES = 2**17
+# Bars that are stepped at once: a block's state is read once for them, and what they wrote is still in the cache when
+# it is compared and ranked.
+_CHUNK_BARS = 64
 
 
 @dataclass(slots=True, eq=False)
 class FeatureState:
-    """All that the step remembers: ``values`` float64[S, K] and ``counters`` int64[S, C] per symbol, and the market."""
+    """All that the step remembers: of the symbols, in blocks of them, float64 [B, K] each, and of the market.
+
+    ``blocks`` holds a symbol's own candles, ``links`` what it has to do with the market; the kernels say what is where.
+    """
 
     schema: FeatureSchema
-    values: NDArray[np.float64]
-    counters: NDArray[np.int64]
+    n_symbols: int
+    blocks: NDArray[np.float64]
+    links: NDArray[np.float64]
     market: NDArray[np.float64]
     market_counters: NDArray[np.int64]
     warmup: NDArray[np.int64]
@@ -41,27 +46,24 @@ class FeatureState:
     @classmethod
     def create(cls, schema: FeatureSchema, n_symbols: int, *, step_ms: int | None = None) -> FeatureState:
         """Return the state before the first bar. With ``step_ms``, leaving a bar out is an error at the next step."""
+        n_blocks = -(-n_symbols // kernel.LANES)
         return cls(
             schema=schema,
-            values=np.zeros((n_symbols, kernel.N_VALUES)),
-            counters=np.zeros((n_symbols, kernel.N_COUNTERS), dtype=np.int64),
-            market=np.zeros(kernel.N_MARKET_VALUES),
-            market_counters=np.zeros(kernel.N_MARKET_COUNTERS, dtype=np.int64),
+            n_symbols=n_symbols,
+            blocks=np.zeros((n_blocks, kernel.N_NUMBERS)),
+            links=np.zeros((n_blocks if schema.market_wide else 0, market_kernel.N_NUMBERS)),
+            market=np.zeros(market_kernel.N_MARKET_VALUES),
+            market_counters=np.zeros(market_kernel.N_MARKET_COUNTERS, dtype=np.int64),
             warmup=np.array([spec.warmup for spec in schema.specs], dtype=np.int64),
             step_ms=step_ms,
         )
-
-    @property
-    def n_symbols(self) -> int:
-        """The number of symbols."""
-        return len(self.values)
 
     def copy(self) -> FeatureState:
         """Return an independent copy, so that a step can be tried and thrown away."""
         return replace(
             self,
-            values=self.values.copy(),
-            counters=self.counters.copy(),
+            blocks=self.blocks.copy(),
+            links=self.links.copy(),
             market=self.market.copy(),
             market_counters=self.market_counters.copy(),
         )
@@ -92,8 +94,8 @@ def step(
             )
     _check_next(state, open_time_ms)
     out = np.empty((state.n_symbols, len(state.schema)), dtype=np.float32)
-    kernel.step_rows(*_arrays(state), open_time_ms, *columns, out, *_scratch(state.n_symbols))
-    _rank(state.schema, out[np.newaxis])
+    candles = (column[np.newaxis] for column in columns)
+    _advance(state, _Scratch.create(state, 1), np.array([open_time_ms]), *candles, out=out[np.newaxis])
     state.last_open_ms = open_time_ms
     return out
 
@@ -118,23 +120,11 @@ def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None
     if state.step_ms not in (None, panel.step_ms):
         raise ValueError(f"the panel's step is {panel.step_ms} ms and the state's {state.step_ms}: use one timeframe")
     _check_next(state, int(panel.open_time[0]))
-    scratch = _scratch(state.n_symbols)
-    rows = max(1, _CHUNK_VALUES // (out[0].size + 1))
-    for start in range(0, panel.n_times, rows):
-        part = slice(start, start + rows)
-        kernel.replay_rows(
-            *_arrays(state),
-            panel.open_time[part],
-            panel.open[part],
-            panel.high[part],
-            panel.low[part],
-            panel.close[part],
-            panel.volume[part],
-            panel.funding[part],
-            out[part],
-            *scratch,
-        )
-        _rank(state.schema, out[part])
+    scratch = _Scratch.create(state, min(_CHUNK_BARS, panel.n_times))
+    values = (panel.open, panel.high, panel.low, panel.close, panel.volume, panel.funding)
+    for start in range(0, panel.n_times, _CHUNK_BARS):
+        part = slice(start, start + _CHUNK_BARS)
+        _advance(state, scratch, panel.open_time[part], *(each[part] for each in values), out=out[part])
     state.step_ms = panel.step_ms
     state.last_open_ms = int(panel.open_time[-1])
     return out
@@ -143,22 +133,48 @@ def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None
 def warm_cache() -> None:
     """Compile the kernels and store them on disk, so that no first decision waits for a compiler."""
     schema = FeatureSchema()
-    grid, out = np.full((1, 3), np.nan), np.empty((1, 3, len(schema)), dtype=np.float32)
+    nothing = np.full(3, np.nan)
     state = FeatureState.create(schema, 3)
-    step(state, open_time_ms=0, **dict.fromkeys(("open", "high", "low", "close", "volume", "funding"), grid[0]))
-    times = np.zeros(1, dtype=np.int64)
-    kernel.replay_rows(*_arrays(state), times, grid, grid, grid, grid, grid, grid, out, *_scratch(3))
+    step(state, open_time_ms=0, **dict.fromkeys(("open", "high", "low", "close", "volume", "funding"), nothing))
     label_kernel.warm_cache()
 
 
-def _rank(schema: FeatureSchema, features: NDArray[np.float32]) -> None:
-    """Write the cross-sectional ranks into finished rows [T, S, F]."""
-    if not schema.market_wide:
+class _Scratch(NamedTuple):
+    """What a round of bars is worked out in, kept for the next round; the kernels say what each holds."""
+
+    candles: NDArray[np.float64]
+    notes: NDArray[np.float64]
+    ranked: NDArray[np.float32]
+    keys: NDArray[np.uint32]
+
+    @classmethod
+    def create(cls, state: FeatureState, n_times: int) -> _Scratch:
+        ranked = (n_times, kernel.N_RANKED, state.n_symbols)
+        return cls(
+            candles=np.empty((len(state.blocks), n_times, kernel.N_CANDLE)),
+            notes=np.empty((n_times, kernel.N_NOTES, state.n_symbols)),
+            ranked=np.empty(ranked, dtype=np.float32),
+            keys=np.empty(ranked, dtype=np.uint32),
+        )
+
+
+def _advance(
+    state: FeatureState,
+    scratch: _Scratch,
+    times_ms: NDArray[np.int64],
+    *candles: NDArray[np.float64],
+    out: NDArray[np.float32],
+) -> None:
+    """Step through open, high, low, close, volume and funding float64 [T, S]; write float32 [T, S, F] to ``out``."""
+    kernel.advance(state.blocks, state.warmup, times_ms, *candles, out, scratch.candles, scratch.notes, scratch.ranked)
+    if not state.schema.market_wide:
         return
-    keys = np.empty((features.shape[0], len(kernel.RANKED), features.shape[1]), dtype=np.uint32)
-    kernel.pack_keys(features, keys)
+    first, rows = kernel.N_OWN, len(out)
+    notes, ranked, keys = scratch.notes[:rows], scratch.ranked[:rows], scratch.keys[:rows]
+    market_kernel.compare(state.links, state.market, state.market_counters, state.warmup, first, notes, ranked, out)
+    market_kernel.pack_keys(ranked, keys)
     keys.sort(axis=-1)
-    kernel.write_ranks(keys, features)
+    market_kernel.write_ranks(ranked, keys, first, out)
 
 
 def _check_next(state: FeatureState, open_time_ms: int) -> None:
@@ -173,11 +189,3 @@ def _check_next(state: FeatureState, open_time_ms: int) -> None:
             f"bar {open_time_ms} does not follow {state.last_open_ms} by {state.step_ms} ms: "
             "step the bars between, with NaN for the candles that are missing"
         )
-
-
-def _arrays(state: FeatureState) -> tuple[NDArray[np.generic], ...]:
-    return (state.values, state.counters, state.market, state.market_counters, state.warmup)
-
-
-def _scratch(n_symbols: int) -> tuple[NDArray[np.generic], ...]:
-    return (np.empty((kernel.N_SCRATCH, n_symbols)), np.empty(n_symbols, dtype=np.int8))

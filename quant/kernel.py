@@ -1,13 +1,13 @@
-"""The compiled step: one bar of every symbol in, one row of features out, the state advanced in place.
+"""The compiled step over a symbol's own candles: features out, the state advanced in place.
 
-``step_rows`` is what the bot calls per closed candle, ``replay_rows`` loops over the very same function, so features in
-training and live are equal to the bit (I13). Ranks follow from finished rows alone; between ``pack_keys`` and
-``write_ranks`` NumPy sorts, which is several times faster than a compiled sort here. No fastmath: the compiler must not
-reorder sums. Everything is in one file because numba's cache notices changes of this file only. ``quant.schema`` holds
-the rules and the formulas; a test compares the column numbers below with its names.
+``advance`` takes one bar or many, live and in training alike, so features are equal to the bit (I13).
+``quant.market_kernel`` adds what compares a symbol with the others. ``quant.schema`` holds the rules and the formulas;
+a test compares the column numbers below with its names.
 
-State of a symbol: one row of float64 (averages, then rings of the last candles) and one row of int64 (counters). All
-zero means that nothing was seen.
+Symbols are stepped in blocks of ``LANES``, number by number of the state: the compiler then divides for several symbols
+in one instruction, and a block's state stays in the processor's cache for many bars. What looks back at earlier
+candles, whose places differ from symbol to symbol, is done one symbol after the other. No fastmath: the compiler must
+not reorder sums. Numba's cache notices changes of this file only, so nothing here is imported but the schema's rules.
 """
 
 # numba infers the types of compiled functions.
@@ -17,7 +17,9 @@ import math
 import numpy as np
 from numba import njit
 
-from quant.schema import MAX_GAP_BARS, MAX_JUMP, MIN_MARKET_SYMBOLS
+from quant.schema import MAX_GAP_BARS, MAX_JUMP
+
+LANES = 8  # float64 in a line of the processor's cache
 
 # --- columns of the output, in the order of quant.schema.FEATURES ---
 RETURN_1, RETURN_4, RETURN_12, RETURN_24, RETURN_72, RETURN_168 = range(6)
@@ -31,48 +33,53 @@ BARS_SINCE_HIGH_168, BARS_SINCE_LOW_168 = range(27, 29)
 CANDLE_BODY, UPPER_WICK, RANGE_ATR = range(29, 32)
 HOUR_SIN, HOUR_COS, WEEKDAY_SIN, WEEKDAY_COS = range(32, 36)
 FUNDING_RATE, FUNDING_MEAN_168 = range(36, 38)
-MARKET_RETURN_1, MARKET_RETURN_24, MARKET_VOLATILITY_24, MARKET_BREADTH = range(38, 42)
-BETA_168, RESIDUAL_RETURN_1, RESIDUAL_RETURN_24 = range(42, 45)
-RETURN_24_RANK, VOLATILITY_24_RANK, VOLUME_ZSCORE_24_RANK = range(45, 48)
-RANKED = (RETURN_24, VOLATILITY_24, VOLUME_ZSCORE_24)  # their ranks are the last columns, in this order
+N_OWN = 38
 
-# --- a symbol's averages (float64) ---
-_CLOSE, _HIGH, _LOW, _LOG_CLOSE, _RETURN = range(5)
-_EMA_12, _EMA_26, _EMA_48, _EMA_168, _MACD_SIGNAL = range(5, 10)
-_GAIN, _LOSS, _ATR, _PLUS, _MINUS, _ADX = range(10, 16)
-_SQUARE_24, _SQUARE_48, _SQUARE_168, _RANGE_SQUARE, _DRIFT, _PATH, _LAGGED = range(16, 23)
-_VOLUME_24, _VOLUME_24_VARIANCE, _VOLUME_168, _VOLUME_168_VARIANCE, _FLOW, _TURNOVER = range(23, 29)
-_ANCHOR_INVERSE, _DEVIATION, _DEVIATION_SQUARE = range(29, 32)
-_FUNDING, _FUNDING_MEAN, _MARKET_PRODUCT, _MARKET_SQUARE = range(32, 36)
-_HIGH_168, _LOW_168, _HIGH_24, _LOW_24 = range(36, 44, 2)  # the highest of the newest block, and its candle
-_RING = 168
-_BAND = 20
-_DAY = 24
-_CLOSES = 44
-_LOGS = _CLOSES + _BAND
-_HIGHS_168 = _LOGS + _RING
-_LOWS_168 = _HIGHS_168 + 2 * _RING
-_HIGHS_24 = _LOWS_168 + 2 * _RING
-_LOWS_24 = _HIGHS_24 + 2 * _DAY
-_LEVELS = _LOWS_24 + 2 * _DAY
-N_VALUES = _LEVELS + _DAY
+# --- rows of a block, each of LANES numbers; a name is the place of its row's first number ---
+_RING, _BAND, _DAY = 168, 20, 24
 
-# --- a symbol's counters (int64) ---
-_SEEN, _GAP, _FUNDED, _MARKET_SEEN = range(4)
-N_COUNTERS = 4
 
-# --- the market's state: floats, then integers (a level, two counters, a ring of levels) ---
-_M_SQUARE = 0
-N_MARKET_VALUES = 1
-_M_LEVEL, _M_SEEN, _M_GAP, _M_LEVELS = range(4)
-N_MARKET_COUNTERS = _M_LEVELS + _DAY
+def _rows(first, count):
+    return range(first * LANES, (first + count) * LANES, LANES)
+
+
+# The bar at work: its features (rows 0 to N_OWN), its candle, what `_look_back` found.
+_PRESENT, _LINKED, _CHANGE, _SIDE, _HIGH_NOW, _LOW_NOW, _CLOSE_NOW, _LOG_NOW = _rows(N_OWN, 8)
+_TOP_24, _BOTTOM_24, _TOP_168, _BOTTOM_168, _TOP_AT, _BOTTOM_AT = _rows(46, 6)
+# The state: counters and averages, then rings of the last candles. All zero means that nothing was seen.
+_SEEN, _GAP, _FUNDED, _PER_SEEN = _rows(52, 4)
+_CLOSE, _HIGH, _LOW, _LOG_CLOSE, _RETURN = _rows(56, 5)
+_EMA_12, _EMA_26, _EMA_48, _EMA_168, _MACD_SIGNAL = _rows(61, 5)
+_GAIN, _LOSS, _ATR, _PLUS, _MINUS, _ADX = _rows(66, 6)
+_SQUARE_24, _SQUARE_48, _SQUARE_168, _RANGE_SQUARE, _DRIFT, _PATH, _LAGGED = _rows(72, 7)
+_VOLUME_24, _VARIANCE_24, _VOLUME_168, _VARIANCE_168, _FLOW, _TURNOVER = _rows(79, 6)
+_ANCHOR_INVERSE, _DEVIATION, _DEVIATION_SQUARE, _FUNDING, _FUNDING_MEAN = _rows(85, 5)
+_BEST_HIGH_24, _BEST_LOW_24, _BEST_HIGH_168, _BEST_HIGH_AT, _BEST_LOW_168, _BEST_LOW_AT = _rows(90, 6)
+_CLOSES = 96 * LANES
+_LOGS = _CLOSES + _BAND * LANES
+_HIGHS_24 = _LOGS + _RING * LANES
+_LOWS_24 = _HIGHS_24 + _DAY * LANES
+_HIGHS_168 = _LOWS_24 + _DAY * LANES
+_LOWS_168 = _HIGHS_168 + 2 * _RING * LANES
+N_NUMBERS = _LOWS_168 + 2 * _RING * LANES
+
+# --- rows of a judged candle of a block ---
+_GOOD, _C_OPEN, _C_HIGH, _C_LOW, _C_CLOSE, _C_FUNDING = _rows(0, 6)
+_C_LOG, _C_LOG_RANGE, _C_LOG_TURNOVER, _C_TURNOVER = _rows(6, 4)
+N_CANDLE = 10 * LANES
+
+# --- what the market's kernel is told of each symbol and bar: the candle's number (-1: none), the log return since
+# the bar before (NaN: no candle there), and on which side of its settled average the close is (0: not settled) ---
+NUMBER, LINKED_RETURN, SIDE_OF_AVERAGE = range(3)
+N_NOTES = 3
+RANKED = (RETURN_24, VOLATILITY_24, VOLUME_ZSCORE_24)
+N_RANKED = len(RANKED)
 
 # --- weights of the exponential means ---
 _A_9, _A_12, _A_24, _A_26 = 2 / 10, 2 / 13, 2 / 25, 2 / 27
 _A_48, _A_168, _A_WILDER = 2 / 49, 2 / 169, 1 / 14
 
 _MAX_LOG_JUMP = math.log(MAX_JUMP)
-_MAX_MARKET_RETURN = 0.5
 _MAX_TURNOVER = 1e18
 _SETTLED_EMA_48 = 48
 _STILL = 1e-9  # a relative deviation below this is rounding, not movement
@@ -80,13 +87,6 @@ _PER_RING, _PER_BAND = 1.0 / _RING, 1.0 / _BAND
 _PARKINSON = 1.0 / (4.0 * math.log(2.0))
 _DAY_MS, _WEEK_MS = 86_400_000, 604_800_000
 _MONDAY_MS = 345_600_000  # 1970-01-05, the first Monday
-# The market's mean is a sum of integers, because a sum of floats depends on the order of the symbols.
-_FIXED_POINT = 2.0**40
-# Scratch rows per symbol.
-_S_LOG_CLOSE, _S_RETURN, _S_LOG_RANGE, _S_LOG_TURNOVER, _S_TURNOVER = range(5)
-N_SCRATCH = 5
-_NO_RANK = 0xFFFFFFFF  # sorts after every number
-_MISSING, _FRESH, _LINKED = 0, 1, 2  # no candle; a candle; a candle that follows the one of the bar before
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -94,460 +94,436 @@ def _mean(mean, value, weight):
     return mean + weight * (value - mean)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _judge(open_, high, low, close, volume, funding, candles):
+    """Judge every candle by the rules, take the logarithms, and lay the candles out in blocks."""
+    n_times, n_symbols = close.shape
+    for t in range(n_times):
+        for b in range(candles.shape[0]):
+            candle = candles[b, t]
+            first = b * LANES
+            for i in range(LANES):
+                candle[_GOOD + i] = 0.0
+            for i in range(min(LANES, n_symbols - first)):
+                s = first + i
+                o, h, l, c, v = open_[t, s], high[t, s], low[t, s], close[t, s], volume[t, s]
+                # Every comparison with NaN is false, so a missing candle fails here too.
+                if not (
+                    l > 0.0
+                    and l <= min(o, c)
+                    and h >= max(o, c)
+                    and l * MAX_JUMP >= c
+                    and h <= c * MAX_JUMP
+                    and h < np.inf
+                    and v >= 0.0
+                    and v < np.inf
+                ):
+                    continue
+                turnover = min(v * c, _MAX_TURNOVER)
+                candle[_GOOD + i] = 1.0
+                candle[_C_OPEN + i] = o
+                candle[_C_HIGH + i] = h
+                candle[_C_LOW + i] = l
+                candle[_C_CLOSE + i] = c
+                candle[_C_FUNDING + i] = funding[t, s]
+                candle[_C_LOG + i] = math.log(c)
+                candle[_C_LOG_RANGE + i] = math.log(h / l)
+                candle[_C_LOG_TURNOVER + i] = math.log(1.0 + turnover)
+                candle[_C_TURNOVER + i] = turnover
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _restart(w, candle):
+    """Let the symbols forget all that have a long gap or a jump behind them."""
+    for i in range(LANES):
+        if candle[_GOOD + i] > 0.0:
+            again = w[_SEEN + i] > 0.0 and abs(candle[_C_LOG + i] - w[_LOG_CLOSE + i]) > _MAX_LOG_JUMP
+        else:
+            w[_GAP + i] += 1.0 if w[_SEEN + i] > 0.0 else 0.0
+            again = w[_GAP + i] > MAX_GAP_BARS
+        if again:
+            for row in range(_SEEN, N_NUMBERS, LANES):
+                w[row + i] = 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _take(w, candle):
+    """Take the candle in and advance the averages of prices.
+
+    A missing candle repeats the last one and weighs nothing, so it leaves every average as it is.
+    """
+    for i in range(LANES):
+        p, k = candle[_GOOD + i], w[_SEEN + i]
+        good = p > 0.0
+        h = candle[_C_HIGH + i] if good else w[_HIGH + i]
+        l = candle[_C_LOW + i] if good else w[_LOW + i]
+        c = candle[_C_CLOSE + i] if good else w[_CLOSE + i]
+        log_close = candle[_C_LOG + i] if good else w[_LOG_CLOSE + i]
+        change = log_close - w[_LOG_CLOSE + i]
+        w[_PRESENT + i] = p
+        w[_LINKED + i] = p if k > 0.0 and w[_GAP + i] == 0.0 else 0.0
+        w[_GAP + i] = 0.0 if good else w[_GAP + i]
+        w[_HIGH_NOW + i] = h
+        w[_LOW_NOW + i] = l
+        w[_CLOSE_NOW + i] = c
+        w[_LOG_NOW + i] = log_close
+        w[_CHANGE + i] = (change if k > 0.0 else 0.0) if good else w[_RETURN + i]
+        w1 = 1.0 / (k + 1.0)
+        settled = k >= _SETTLED_EMA_48
+        above = 1.0 if c > w[_EMA_48 + i] else -1.0
+        ema_12 = _mean(w[_EMA_12 + i], c, p * max(w1, _A_12))
+        ema_26 = _mean(w[_EMA_26 + i], c, p * max(w1, _A_26))
+        ema_48 = _mean(w[_EMA_48 + i], c, p * max(w1, _A_48))
+        ema_168 = _mean(w[_EMA_168 + i], c, p * max(w1, _A_168))
+        w[_EMA_12 + i] = ema_12
+        w[_EMA_26 + i] = ema_26
+        w[_EMA_48 + i] = ema_48
+        w[_EMA_168 + i] = ema_168
+        w[_MACD_SIGNAL + i] = _mean(w[_MACD_SIGNAL + i], ema_12 - ema_26, p * max(w1, _A_9))
+        w[LANES * EMA_RATIO + i] = ema_12 / ema_48 - 1.0
+        w[LANES * EMA_RATIO_LONG + i] = ema_48 / ema_168 - 1.0
+        w[_SIDE + i] = above if settled else 0.0
+
+
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _back(slot, n):
-    """The slot of the ring that was filled ``n`` candles before this one."""
-    return slot - n if slot >= n else slot - n + _RING
+def _lag(w, i, slot, candles):
+    """The log return over the last ``candles``, of which the ring holds the logarithms."""
+    back = slot - candles if slot >= candles else slot - candles + _RING
+    return w[_LOG_NOW + i] - w[_LOGS + LANES * back + i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _prepare(values, counters, open_, high, low, close, volume, scratch, status):
-    """Judge every candle by the rules, restart symbols after long gaps and jumps, and take the logarithms."""
-    for s in range(close.shape[0]):
-        o, h, l, c, v = open_[s], high[s], low[s], close[s], volume[s]
-        body_low, body_high = min(o, c), max(o, c)
-        # Every comparison with NaN is false, so a missing candle fails here too.
-        good = (
-            l > 0.0
-            and l <= body_low
-            and h >= body_high
-            and l * MAX_JUMP >= c
-            and h <= c * MAX_JUMP
-            and h < np.inf
-            and v >= 0.0
-            and v < np.inf
-        )
-        if not good:
-            status[s] = _MISSING
-            if counters[s, _SEEN] > 0:
-                counters[s, _GAP] += 1
-                if counters[s, _GAP] > MAX_GAP_BARS:
-                    values[s, :] = 0.0
-                    counters[s, :] = 0
-            continue
-        log_close = math.log(c)
-        change = log_close - values[s, _LOG_CLOSE]
-        if counters[s, _SEEN] > 0 and abs(change) > _MAX_LOG_JUMP:
-            values[s, :] = 0.0
-            counters[s, :] = 0
-        status[s] = _LINKED if counters[s, _SEEN] > 0 and counters[s, _GAP] == 0 else _FRESH
-        counters[s, _GAP] = 0
-        turnover = min(v * c, _MAX_TURNOVER)
-        scratch[_S_LOG_CLOSE, s] = log_close
-        scratch[_S_RETURN, s] = change
-        scratch[_S_LOG_RANGE, s] = math.log(h / l)
-        scratch[_S_LOG_TURNOVER, s] = math.log(1.0 + turnover)
-        scratch[_S_TURNOVER, s] = turnover
+def _close_day(w, i, ring):
+    """Turn a full ring of values into the highest from each slot to the end."""
+    best = -np.inf
+    for at in range(ring + LANES * (_DAY - 1) + i, ring - 1, -LANES):
+        best = max(best, w[at])
+        w[at] = best
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _market(values, counters, close, scratch, status, market, market_counters, warmup, row):
-    """Advance the market by one bar, write its features to ``row``, and return its return (NaN if there is none)."""
-    total = np.int64(0)
-    members = 0
-    settled = 0
-    above = 0
-    for s in range(close.shape[0]):
-        if status[s] != _LINKED:
-            continue
-        bounded = min(max(scratch[_S_RETURN, s], -_MAX_MARKET_RETURN), _MAX_MARKET_RETURN)
-        total += np.int64(bounded * _FIXED_POINT)
-        members += 1
-        if counters[s, _SEEN] >= _SETTLED_EMA_48:
-            settled += 1
-            if close[s] > values[s, _EMA_48]:
-                above += 1
-    row[:] = np.nan
-    if members < MIN_MARKET_SYMBOLS:
-        market_counters[_M_GAP] += 1
-        if market_counters[_M_GAP] > MAX_GAP_BARS:
-            # The level goes on: symbols hold differences of it. Only the market's own warm-up starts again.
-            market[:] = 0.0
-            market_counters[_M_SEEN] = 0
-        return np.nan
-    market_counters[_M_GAP] = 0
-    change = total // members
-    value = change / _FIXED_POINT
-    seen = market_counters[_M_SEEN]
-    # The ring holds the level before each of the last 24 bars, this one included.
-    market_counters[_M_LEVELS + seen % _DAY] = market_counters[_M_LEVEL]
-    market_counters[_M_LEVEL] += change
-    seen += 1
-    market_counters[_M_SEEN] = seen
-    market[_M_SQUARE] = _mean(market[_M_SQUARE], value * value, max(1.0 / seen, _A_24))
-    row[0] = value
-    if seen >= _DAY:
-        row[1] = (market_counters[_M_LEVEL] - market_counters[_M_LEVELS + seen % _DAY]) / _FIXED_POINT
-    if seen >= warmup[MARKET_VOLATILITY_24]:
-        row[2] = math.sqrt(market[_M_SQUARE])
-    if settled >= MIN_MARKET_SYMBOLS:
-        row[3] = above / settled
-    return value
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _close_block(values, s, ring, span):
+def _close_block(w, i, ring):
     """Turn a full ring of (value, candle) into the highest from each slot to the end; the newer one of equals."""
-    for i in range(span - 2, -1, -1):
-        if values[s, ring + 2 * i] <= values[s, ring + 2 * i + 2]:
-            values[s, ring + 2 * i] = values[s, ring + 2 * i + 2]
-            values[s, ring + 2 * i + 1] = values[s, ring + 2 * i + 3]
+    best, best_at = -np.inf, 0.0
+    for at in range(ring + 2 * LANES * (_RING - 1) + i, ring - 1, -2 * LANES):
+        value, value_at = w[at], w[at + LANES]
+        higher = value > best
+        best = value if higher else best
+        best_at = value_at if higher else best_at
+        w[at] = best
+        w[at + LANES] = best_at
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _highest(values, s, at, ring, span, k, slot, value):
-    """Take candle ``k`` in, and return the highest of the newest ``span`` values and its candle (the newer of equals).
+def _highest_of_day(w, i, carried, ring, k, slot, value, found):
+    """As `_highest`, over 24 candles and without the candle's number."""
+    if slot == 0:
+        if k > 0:
+            _close_day(w, i, ring)
+        w[carried + i] = value
+    best = max(w[carried + i], value)
+    w[carried + i] = best
+    at = ring + LANES * slot + i
+    w[at] = value
+    if k >= _DAY and slot < _DAY - 1:
+        best = max(best, w[at + LANES])
+    w[found + i] = best
 
-    Candles come in blocks of ``span``. A window is the end of one block, whose highest values are known since the block
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _highest(w, i, carried, ring, k, slot, value, found, found_at):
+    """Take candle ``k`` in, and note the highest of the newest 168 values and its candle (the newer of equals).
+
+    Candles come in blocks of 168. A window is the end of one block, whose highest values are known since the block
     was full, and the begin of the next, whose highest is carried on (van Herk, Gil and Werman): exact, two comparisons
     a candle whatever the prices do, and none that the processor has to guess.
     """
     if slot == 0:
         if k > 0:
-            _close_block(values, s, ring, span)
-        values[s, at] = value
-        values[s, at + 1] = k
-    best = values[s, at]
-    best_at = values[s, at + 1]
+            _close_block(w, i, ring)
+        w[carried + i] = value
+        w[carried + LANES + i] = k
+    best = w[carried + i]
+    best_at = w[carried + LANES + i]
     newer = value >= best
     best = value if newer else best
     best_at = float(k) if newer else best_at
-    values[s, at] = best
-    values[s, at + 1] = best_at
-    values[s, ring + 2 * slot] = value
-    values[s, ring + 2 * slot + 1] = k
-    if k >= span and slot < span - 1:
-        older = values[s, ring + 2 * slot + 2]
-        older_at = values[s, ring + 2 * slot + 3]
+    w[carried + i] = best
+    w[carried + LANES + i] = best_at
+    at = ring + 2 * LANES * slot + i
+    w[at] = value
+    w[at + LANES] = k
+    if k >= _RING and slot < _RING - 1:
+        older = w[at + 2 * LANES]
+        older_at = w[at + 3 * LANES]
         kept = older > best
         best = older if kept else best
         best_at = older_at if kept else best_at
-    return best, best_at
+    w[found + i] = best
+    w[found_at + i] = best_at
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _channel(values, s, k, slot, h, l, c, per_close, out):
-    """Donchian channels over 24 and 168 candles. The lower side is the highest of the negated lows."""
-    day = k % _DAY
-    high, _ = _highest(values, s, _HIGH_24, _HIGHS_24, _DAY, k, day, h)
-    low, _ = _highest(values, s, _LOW_24, _LOWS_24, _DAY, k, day, -l)
-    width = high + low
-    out[s, DONCHIAN_WIDTH_24] = width * per_close
-    if width > 0.0:
-        out[s, DONCHIAN_POSITION] = (c + low) / width
-    high, high_at = _highest(values, s, _HIGH_168, _HIGHS_168, _RING, k, slot, h)
-    low, low_at = _highest(values, s, _LOW_168, _LOWS_168, _RING, k, slot, -l)
-    width = high + low
-    if width > 0.0:
-        out[s, DONCHIAN_POSITION_168] = (c + low) / width
-    out[s, BARS_SINCE_HIGH_168] = (k - high_at) * _PER_RING
-    out[s, BARS_SINCE_LOW_168] = (k - low_at) * _PER_RING
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _bands(values, s, k, c, per_close, out):
-    """Bollinger bands from running sums of deviations from an anchor price.
+def _deviations(w, i, k):
+    """Advance the running sums of the closes' deviations from an anchor price, for the Bollinger bands.
 
     Each time the ring has gone round, the newest close becomes the anchor and the sums are taken again from the ring:
     rounding cannot pile up, and what an outlier left behind is gone one round after it left the window.
     """
     slot = k % _BAND
+    c = w[_CLOSE_NOW + i]
     if slot == 0:
-        values[s, _CLOSES] = c
-        values[s, _ANCHOR_INVERSE] = per_close
+        w[_CLOSES + i] = c
+        w[_ANCHOR_INVERSE + i] = 1.0 / c
         total = 0.0
         square = 0.0
-        for i in range(min(k + 1, _BAND)):
-            deviation = values[s, _CLOSES + i] * values[s, _ANCHOR_INVERSE] - 1.0
+        for past in range(min(k + 1, _BAND)):
+            deviation = w[_CLOSES + LANES * past + i] * w[_ANCHOR_INVERSE + i] - 1.0
             total += deviation
             square += deviation * deviation
-        values[s, _DEVIATION] = total
-        values[s, _DEVIATION_SQUARE] = square
-    else:
-        if k >= _BAND:
-            old = values[s, _CLOSES + slot] * values[s, _ANCHOR_INVERSE] - 1.0
-            values[s, _DEVIATION] -= old
-            values[s, _DEVIATION_SQUARE] -= old * old
-        new = c * values[s, _ANCHOR_INVERSE] - 1.0
-        values[s, _CLOSES + slot] = c
-        values[s, _DEVIATION] += new
-        values[s, _DEVIATION_SQUARE] += new * new
-    if k < _BAND - 1:
+        w[_DEVIATION + i] = total
+        w[_DEVIATION_SQUARE + i] = square
         return
-    mean = values[s, _DEVIATION] * _PER_BAND
-    variance = values[s, _DEVIATION_SQUARE] * _PER_BAND - mean * mean
-    middle = 1.0 + mean
-    deviation = math.sqrt(max(variance, 0.0))
-    if deviation > _STILL * middle:
-        width = 4.0 * deviation
-        out[s, BOLLINGER_WIDTH_20] = width / middle
-        out[s, BOLLINGER_POSITION_20] = (c * values[s, _ANCHOR_INVERSE] - middle) / width + 0.5
-    else:
-        out[s, BOLLINGER_WIDTH_20] = 0.0
+    if k >= _BAND:
+        old = w[_CLOSES + LANES * slot + i] * w[_ANCHOR_INVERSE + i] - 1.0
+        w[_DEVIATION + i] -= old
+        w[_DEVIATION_SQUARE + i] -= old * old
+    new = c * w[_ANCHOR_INVERSE + i] - 1.0
+    w[_CLOSES + LANES * slot + i] = c
+    w[_DEVIATION + i] += new
+    w[_DEVIATION_SQUARE + i] += new * new
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _volume(values, s, at, value, weight, out, column):
-    """Write the z-score of ``value`` against the state before it, then advance that state."""
-    delta = value - values[s, at]
-    deviation = math.sqrt(values[s, at + 1])
-    if deviation > _STILL:
-        out[s, column] = delta / deviation
-    values[s, at] += weight * delta
-    values[s, at + 1] = (1.0 - weight) * (values[s, at + 1] + weight * delta * delta)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _movement(values, s, w0, h, l, c, per_close, change, out):
-    """Features of changes from candle to candle; ``w0`` is 1 / the number of changes seen."""
-    wilder = max(w0, _A_WILDER)
-    move = c - values[s, _CLOSE]
-    values[s, _GAIN] = _mean(values[s, _GAIN], max(move, 0.0), wilder)
-    values[s, _LOSS] = _mean(values[s, _LOSS], max(-move, 0.0), wilder)
-    moved = values[s, _GAIN] + values[s, _LOSS]
-    if moved > _STILL * c:
-        out[s, RSI_14] = 100.0 * values[s, _GAIN] / moved
-
-    values[s, _ATR] = _mean(values[s, _ATR], max(h, values[s, _CLOSE]) - min(l, values[s, _CLOSE]), wilder)
-    out[s, ATR_PCT] = values[s, _ATR] * per_close
-    up = h - values[s, _HIGH]
-    down = values[s, _LOW] - l
-    values[s, _PLUS] = _mean(values[s, _PLUS], up if up > down and up > 0.0 else 0.0, wilder)
-    values[s, _MINUS] = _mean(values[s, _MINUS], down if down > up and down > 0.0 else 0.0, wilder)
-    if values[s, _ATR] > _STILL * c:
-        per_atr = 1.0 / values[s, _ATR]
-        out[s, RANGE_ATR] = (h - l) * per_atr
-        out[s, MACD_HIST] = (values[s, _EMA_12] - values[s, _EMA_26] - values[s, _MACD_SIGNAL]) * per_atr
-        out[s, DI_DIFFERENCE_14] = 100.0 * (values[s, _PLUS] - values[s, _MINUS]) * per_atr
-        directed = values[s, _PLUS] + values[s, _MINUS]
-        if directed > 0.0:
-            values[s, _ADX] = _mean(
-                values[s, _ADX], 100.0 * abs(values[s, _PLUS] - values[s, _MINUS]) / directed, wilder
-            )
-        out[s, ADX_14] = values[s, _ADX]
-
-    square = change * change
-    values[s, _SQUARE_24] = _mean(values[s, _SQUARE_24], square, max(w0, _A_24))
-    values[s, _SQUARE_48] = _mean(values[s, _SQUARE_48], square, max(w0, _A_48))
-    values[s, _SQUARE_168] = _mean(values[s, _SQUARE_168], square, max(w0, _A_168))
-    values[s, _DRIFT] = _mean(values[s, _DRIFT], change, max(w0, _A_24))
-    values[s, _PATH] = _mean(values[s, _PATH], abs(change), max(w0, _A_24))
-    values[s, _LAGGED] = _mean(values[s, _LAGGED], change * values[s, _RETURN], max(w0, _A_48))
-    values[s, _RETURN] = change
-    out[s, RETURN_1] = change
-    out[s, VOLATILITY_24] = math.sqrt(values[s, _SQUARE_24])
-    out[s, VOLATILITY_168] = math.sqrt(values[s, _SQUARE_168])
-    if values[s, _PATH] > _STILL:
-        out[s, VOLATILITY_RATIO] = math.sqrt(values[s, _SQUARE_24] / values[s, _SQUARE_168])
-        out[s, EFFICIENCY_24] = values[s, _DRIFT] / values[s, _PATH]
-        out[s, AUTOCORRELATION_48] = values[s, _LAGGED] / values[s, _SQUARE_48]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _residuals(values, counters, s, k, linked, change, level, market_return, warmup, out):
-    """Beta and what the market does not explain. The ring of levels gives the market over the symbol's own candles."""
-    slot = _LEVELS + k % _DAY
-    level_before = values[s, slot]
-    values[s, slot] = level
-    has_market = market_return == market_return
-    ready = has_market and values[s, _MARKET_SQUARE] > 0.0 and counters[s, _MARKET_SEEN] >= warmup[BETA_168]
-    if ready and k > 0:
-        beta = values[s, _MARKET_PRODUCT] / values[s, _MARKET_SQUARE]
-        if linked:
-            out[s, RESIDUAL_RETURN_1] = change - beta * market_return
-        if k >= _DAY:
-            out[s, RESIDUAL_RETURN_24] = out[s, RETURN_24] - beta * ((level - level_before) / _FIXED_POINT)
-    if linked and has_market:
-        counters[s, _MARKET_SEEN] += 1
-        weight = max(1.0 / counters[s, _MARKET_SEEN], _A_168)
-        values[s, _MARKET_PRODUCT] = _mean(values[s, _MARKET_PRODUCT], change * market_return, weight)
-        values[s, _MARKET_SQUARE] = _mean(values[s, _MARKET_SQUARE], market_return * market_return, weight)
-    if has_market and values[s, _MARKET_SQUARE] > 0.0 and counters[s, _MARKET_SEEN] >= warmup[BETA_168]:
-        out[s, BETA_168] = values[s, _MARKET_PRODUCT] / values[s, _MARKET_SQUARE]
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _symbol(values, counters, s, k, o, h, l, c, funding, log_close, change, log_range, log_turnover, turnover, out):
-    """Advance one symbol by one good candle and write the features that depend on it alone."""
-    w1 = 1.0 / (k + 1)
+def _look_back(w, i):
+    """Do what needs earlier candles of a symbol: its rings. Too short a history is left to the warm-up."""
+    k = np.int64(w[_SEEN + i])  # the number of candles before this one, and so this candle's number
     slot = k % _RING
-    per_close = 1.0 / c
-    values[s, _EMA_12] = _mean(values[s, _EMA_12], c, max(w1, _A_12))
-    values[s, _EMA_26] = _mean(values[s, _EMA_26], c, max(w1, _A_26))
-    values[s, _EMA_48] = _mean(values[s, _EMA_48], c, max(w1, _A_48))
-    values[s, _EMA_168] = _mean(values[s, _EMA_168], c, max(w1, _A_168))
-    values[s, _MACD_SIGNAL] = _mean(values[s, _MACD_SIGNAL], values[s, _EMA_12] - values[s, _EMA_26], max(w1, _A_9))
-    out[s, EMA_RATIO] = values[s, _EMA_12] / values[s, _EMA_48] - 1.0
-    out[s, EMA_RATIO_LONG] = values[s, _EMA_48] / values[s, _EMA_168] - 1.0
+    w[LANES * RETURN_4 + i] = _lag(w, i, slot, 4)
+    w[LANES * RETURN_12 + i] = _lag(w, i, slot, 12)
+    w[LANES * RETURN_24 + i] = _lag(w, i, slot, 24)
+    w[LANES * RETURN_72 + i] = _lag(w, i, slot, 72)
+    w[LANES * RETURN_168 + i] = _lag(w, i, slot, 168)
+    w[_LOGS + LANES * slot + i] = w[_LOG_NOW + i]
+    _deviations(w, i, k)
+    # The lower side of a channel is the highest of the negated lows.
+    day, high, low = k % _DAY, w[_HIGH_NOW + i], -w[_LOW_NOW + i]
+    _highest_of_day(w, i, _BEST_HIGH_24, _HIGHS_24, k, day, high, _TOP_24)
+    _highest_of_day(w, i, _BEST_LOW_24, _LOWS_24, k, day, low, _BOTTOM_24)
+    _highest(w, i, _BEST_HIGH_168, _HIGHS_168, k, slot, high, _TOP_168, _TOP_AT)
+    _highest(w, i, _BEST_LOW_168, _LOWS_168, k, slot, low, _BOTTOM_168, _BOTTOM_AT)
 
-    if k > 0:
-        _movement(values, s, 1.0 / k, h, l, c, per_close, change, out)
-        if k >= 4:
-            out[s, RETURN_4] = log_close - values[s, _LOGS + _back(slot, 4)]
-        if k >= 12:
-            out[s, RETURN_12] = log_close - values[s, _LOGS + _back(slot, 12)]
-        if k >= 24:
-            out[s, RETURN_24] = log_close - values[s, _LOGS + _back(slot, 24)]
-        if k >= 72:
-            out[s, RETURN_72] = log_close - values[s, _LOGS + _back(slot, 72)]
-        if k >= _RING:
-            out[s, RETURN_168] = log_close - values[s, _LOGS + slot]
-    values[s, _LOGS + slot] = log_close
-    values[s, _CLOSE] = c
-    values[s, _HIGH] = h
-    values[s, _LOW] = l
-    values[s, _LOG_CLOSE] = log_close
 
-    _bands(values, s, k, c, per_close, out)
-    values[s, _RANGE_SQUARE] = _mean(values[s, _RANGE_SQUARE], log_range * log_range, max(w1, _A_24))
-    out[s, RANGE_VOLATILITY_24] = math.sqrt(values[s, _RANGE_SQUARE] * _PARKINSON)
-    _volume(values, s, _VOLUME_24, log_turnover, max(w1, _A_24), out, VOLUME_ZSCORE_24)
-    _volume(values, s, _VOLUME_168, log_turnover, max(w1, _A_168), out, VOLUME_ZSCORE_168)
-    span = h - l
-    pressure = 0.0
-    if span > 0.0:
+@njit(cache=True, nogil=True, error_model="numpy")
+def _move(w):
+    """Advance what is made of changes from candle to candle, with weights that count the changes seen."""
+    for i in range(LANES):
+        k = w[_SEEN + i]
+        h, l, c, change = w[_HIGH_NOW + i], w[_LOW_NOW + i], w[_CLOSE_NOW + i], w[_CHANGE + i]
+        moving = w[_PRESENT + i] if k > 0.0 else 0.0
+        w0 = w[_PER_SEEN + i]
+        wilder = moving * max(w0, _A_WILDER)
+        w24, w48, w168 = moving * max(w0, _A_24), moving * max(w0, _A_48), moving * max(w0, _A_168)
+
+        close = w[_CLOSE + i]
+        step = c - close
+        gain = _mean(w[_GAIN + i], max(step, 0.0), wilder)
+        loss = _mean(w[_LOSS + i], max(-step, 0.0), wilder)
+        w[_GAIN + i] = gain
+        w[_LOSS + i] = loss
+        still = _STILL * c
+        rsi = 100.0 * gain / (gain + loss)
+        w[LANES * RSI_14 + i] = rsi if gain + loss > still else np.nan
+
+        atr = _mean(w[_ATR + i], max(h, close) - min(l, close), wilder)
+        w[_ATR + i] = atr
+        w[LANES * ATR_PCT + i] = atr * (1.0 / c)
+        up = h - w[_HIGH + i]
+        down = w[_LOW + i] - l
+        plus = _mean(w[_PLUS + i], up if up > down and up > 0.0 else 0.0, wilder)
+        minus = _mean(w[_MINUS + i], down if down > up and down > 0.0 else 0.0, wilder)
+        w[_PLUS + i] = plus
+        w[_MINUS + i] = minus
+        moves = atr > still
+        per_atr = 1.0 / atr
+        directed = plus + minus
+        difference = plus - minus
+        adx = w[_ADX + i]
+        newer = _mean(adx, 100.0 * abs(difference) / directed, wilder)
+        adx = newer if moves and directed > 0.0 and moving > 0.0 else adx
+        w[_ADX + i] = adx
+        macd = w[_EMA_12 + i] - w[_EMA_26 + i] - w[_MACD_SIGNAL + i]
+        w[LANES * RANGE_ATR + i] = (h - l) * per_atr if moves else np.nan
+        w[LANES * MACD_HIST + i] = macd * per_atr if moves else np.nan
+        w[LANES * DI_DIFFERENCE_14 + i] = 100.0 * difference * per_atr if moves else np.nan
+        w[LANES * ADX_14 + i] = adx if moves else np.nan
+
+        square = change * change
+        square_24 = _mean(w[_SQUARE_24 + i], square, w24)
+        square_48 = _mean(w[_SQUARE_48 + i], square, w48)
+        square_168 = _mean(w[_SQUARE_168 + i], square, w168)
+        drift = _mean(w[_DRIFT + i], change, w24)
+        path = _mean(w[_PATH + i], abs(change), w24)
+        lagged = _mean(w[_LAGGED + i], change * w[_RETURN + i], w48)
+        w[_SQUARE_24 + i] = square_24
+        w[_SQUARE_48 + i] = square_48
+        w[_SQUARE_168 + i] = square_168
+        w[_DRIFT + i] = drift
+        w[_PATH + i] = path
+        w[_LAGGED + i] = lagged
+        w[_RETURN + i] = change
+        w[LANES * RETURN_1 + i] = change
+        w[LANES * VOLATILITY_24 + i] = math.sqrt(square_24)
+        w[LANES * VOLATILITY_168 + i] = math.sqrt(square_168)
+        walked = path > _STILL
+        ratio, efficiency, correlation = math.sqrt(square_24 / square_168), drift / path, lagged / square_48
+        w[LANES * VOLATILITY_RATIO + i] = ratio if walked else np.nan
+        w[LANES * EFFICIENCY_24 + i] = efficiency if walked else np.nan
+        w[LANES * AUTOCORRELATION_48 + i] = correlation if walked else np.nan
+        w[_CLOSE + i] = c
+        w[_HIGH + i] = h
+        w[_LOW + i] = l
+        w[_LOG_CLOSE + i] = w[_LOG_NOW + i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _shape(w, candle):
+    """Bands, volumes, candle shape, channels and funding. Last: it counts the candle."""
+    for i in range(LANES):
+        h, l, c, p, k = w[_HIGH_NOW + i], w[_LOW_NOW + i], w[_CLOSE_NOW + i], w[_PRESENT + i], w[_SEEN + i]
+        good = p > 0.0
+        o = candle[_C_OPEN + i] if good else c
+        log_range = candle[_C_LOG_RANGE + i] if good else 0.0
+        volume = candle[_C_LOG_TURNOVER + i] if good else 0.0
+        turnover = candle[_C_TURNOVER + i] if good else 0.0
+        rate = candle[_C_FUNDING + i] if good else 0.0
+        w1 = 1.0 / (k + 1.0)
+        w24, w168 = p * max(w1, _A_24), p * max(w1, _A_168)
+
+        average = w[_DEVIATION + i] * _PER_BAND
+        variance = w[_DEVIATION_SQUARE + i] * _PER_BAND - average * average
+        middle = 1.0 + average
+        deviation = math.sqrt(max(variance, 0.0))
+        width = 4.0 * deviation
+        wide = deviation > _STILL * middle
+        share, position = width / middle, (c * w[_ANCHOR_INVERSE + i] - middle) / width + 0.5
+        w[LANES * BOLLINGER_WIDTH_20 + i] = share if wide else 0.0
+        w[LANES * BOLLINGER_POSITION_20 + i] = position if wide else np.nan
+
+        range_square = _mean(w[_RANGE_SQUARE + i], log_range * log_range, w24)
+        w[_RANGE_SQUARE + i] = range_square
+        w[LANES * RANGE_VOLATILITY_24 + i] = math.sqrt(range_square * _PARKINSON)
+        # A z-score is taken against the state before the candle, which then advances.
+        delta = volume - w[_VOLUME_24 + i]
+        deviation = math.sqrt(w[_VARIANCE_24 + i])
+        score = delta / deviation
+        w[LANES * VOLUME_ZSCORE_24 + i] = score if deviation > _STILL else np.nan
+        w[_VOLUME_24 + i] += w24 * delta
+        w[_VARIANCE_24 + i] = (1.0 - w24) * (w[_VARIANCE_24 + i] + w24 * delta * delta)
+        delta = volume - w[_VOLUME_168 + i]
+        deviation = math.sqrt(w[_VARIANCE_168 + i])
+        score = delta / deviation
+        w[LANES * VOLUME_ZSCORE_168 + i] = score if deviation > _STILL else np.nan
+        w[_VOLUME_168 + i] += w168 * delta
+        w[_VARIANCE_168 + i] = (1.0 - w168) * (w[_VARIANCE_168 + i] + w168 * delta * delta)
+
+        span = h - l
+        spans = span > 0.0
         inverse = 1.0 / span
-        pressure = (2.0 * c - h - l) * inverse
-        out[s, CANDLE_BODY] = (c - o) * inverse
-        out[s, UPPER_WICK] = (h - max(o, c)) * inverse
-    values[s, _FLOW] = _mean(values[s, _FLOW], pressure * turnover, max(w1, _A_24))
-    values[s, _TURNOVER] = _mean(values[s, _TURNOVER], turnover, max(w1, _A_24))
-    if values[s, _TURNOVER] > 0.0:
-        out[s, MONEY_FLOW_24] = values[s, _FLOW] / values[s, _TURNOVER]
+        pressure, body, wick = (2.0 * c - h - l) * inverse, (c - o) * inverse, (h - max(o, c)) * inverse
+        pressure = pressure if spans else 0.0
+        w[LANES * CANDLE_BODY + i] = body if spans else np.nan
+        w[LANES * UPPER_WICK + i] = wick if spans else np.nan
+        flow = _mean(w[_FLOW + i], pressure * turnover, w24)
+        mean_turnover = _mean(w[_TURNOVER + i], turnover, w24)
+        w[_FLOW + i] = flow
+        w[_TURNOVER + i] = mean_turnover
+        money_flow = flow / mean_turnover
+        w[LANES * MONEY_FLOW_24 + i] = money_flow if mean_turnover > 0.0 else np.nan
 
-    _channel(values, s, k, slot, h, l, c, per_close, out)
-    if counters[s, _FUNDED] > 0 or funding != 0.0:
-        counters[s, _FUNDED] += 1
-        if funding != 0.0:
-            values[s, _FUNDING] = funding
-        values[s, _FUNDING_MEAN] = _mean(values[s, _FUNDING_MEAN], funding, max(1.0 / counters[s, _FUNDED], _A_168))
-        out[s, FUNDING_RATE] = values[s, _FUNDING]
-    counters[s, _SEEN] = k + 1
+        width, low = w[_TOP_24 + i] + w[_BOTTOM_24 + i], w[_BOTTOM_24 + i]
+        position = (c + low) / width
+        w[LANES * DONCHIAN_WIDTH_24 + i] = width * (1.0 / c)
+        w[LANES * DONCHIAN_POSITION + i] = position if width > 0.0 else np.nan
+        width, low = w[_TOP_168 + i] + w[_BOTTOM_168 + i], w[_BOTTOM_168 + i]
+        position = (c + low) / width
+        w[LANES * DONCHIAN_POSITION_168 + i] = position if width > 0.0 else np.nan
+        w[LANES * BARS_SINCE_HIGH_168 + i] = (k - w[_TOP_AT + i]) * _PER_RING
+        w[LANES * BARS_SINCE_LOW_168 + i] = (k - w[_BOTTOM_AT + i]) * _PER_RING
+
+        funded, old_mean = w[_FUNDED + i], w[_FUNDING_MEAN + i]
+        paying = p > 0.0 and (funded > 0.0 or rate != 0.0)
+        funded = funded + 1.0 if paying else funded
+        newest = rate if rate != 0.0 else w[_FUNDING + i]
+        new_mean = _mean(old_mean, rate, max(1.0 / funded, _A_168))
+        w[_FUNDED + i] = funded
+        w[_FUNDING + i] = newest
+        w[_FUNDING_MEAN + i] = new_mean if paying else old_mean
+        w[LANES * FUNDING_RATE + i] = newest if paying else np.nan
+        w[LANES * FUNDING_MEAN_168 + i] = w[_FUNDING_MEAN + i]
+        w[_PER_SEEN + i] = w1 if p > 0.0 else w[_PER_SEEN + i]
+        w[_SEEN + i] = k + p
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _ordered(value, bits):
-    """The bits of a float32 as a number that sorts as the floats do: -0.0 and 0.0 are equal, NaN is the last."""
-    if value != value:
-        return np.uint64(_NO_RANK)
-    b = np.uint64(bits) if value != 0.0 else np.uint64(0)
-    return b ^ np.uint64(0xFFFFFFFF) if b & np.uint64(0x80000000) else b | np.uint64(0x80000000)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _low_bits(n_symbols):
-    """As many low bits as a symbol's number needs."""
-    mask = np.uint64(1)
-    while mask + np.uint64(1) < np.uint64(n_symbols):
-        mask = mask << np.uint64(1) | np.uint64(1)
-    return mask
+def _write(w, i, warmup, longest, calendar, out):
+    """Write the features float32 [F] of a symbol that has its candle."""
+    for f in range(N_OWN):
+        out[f] = w[LANES * f + i]
+    for f in range(4):
+        out[HOUR_SIN + f] = calendar[f]
+    seen = w[_SEEN + i]
+    if seen < longest:
+        for f in range(FUNDING_RATE):
+            if seen < warmup[f]:
+                out[f] = np.nan
+    if w[_FUNDED + i] < warmup[FUNDING_MEAN_168]:
+        out[FUNDING_MEAN_168] = np.nan
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def pack_keys(out, keys):
-    """Fill ``keys`` uint32 [T, ranks, S] of the ranked columns: the high bits of the value, the symbol in the low ones.
+def advance(blocks, warmup, times_ms, open_, high, low, close, volume, funding, out, candles, notes, ranked):
+    """Step through float64 [T, S] candles and write the own features of float32 [T, S, F]; the other columns are NaN.
 
-    Half as wide as value and symbol side by side, which NumPy sorts several times faster; ``write_ranks`` puts in order
-    what differs in the low bits only.
+    ``candles`` float64 [B, T, N_CANDLE] is room to work in. ``notes`` float64 [T, N_NOTES, S] and ``ranked`` float32
+    [T, N_RANKED, S], the features of RANKED, are what `quant.market_kernel` goes on with. All may have more bars.
     """
-    bits = out.view(np.uint32)
-    low = _low_bits(out.shape[1])
-    for t in range(out.shape[0]):
-        for r, source in enumerate(RANKED):
-            for s in range(out.shape[1]):
-                keys[t, r, s] = (_ordered(out[t, s, source], bits[t, s, source]) & ~low) | np.uint64(s)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def write_ranks(keys, out):
-    """Write percentile ranks from sorted ``keys``: ties share their mean rank, and NaN has none."""
-    bits = out.view(np.uint32)
-    low = _low_bits(out.shape[1])
-    row = np.empty(out.shape[1], dtype=np.uint64)
-    for t in range(out.shape[0]):
-        for r, source in enumerate(RANKED):
-            n = 0
-            for i in range(len(row)):
-                s = np.uint64(keys[t, r, i]) & low
-                b = _ordered(out[t, np.int64(s), source], bits[t, np.int64(s), source])
-                if b == np.uint64(_NO_RANK):
-                    break
-                whole = b << np.uint64(32) | s
-                while n > 0 and row[n - 1] > whole:
-                    row[n] = row[n - 1]
-                    n -= 1
-                row[n] = whole
-                n = i + 1
-            if n < MIN_MARKET_SYMBOLS:
-                continue
-            scale = 0.5 / (n - 1)
-            i = 0
-            while i < n:
-                j = i
-                while j + 1 < n and row[j + 1] >> np.uint64(32) == row[i] >> np.uint64(32):
-                    j += 1
-                for tied in range(i, j + 1):
-                    out[t, np.int64(row[tied] & np.uint64(0xFFFFFFFF)), RETURN_24_RANK + r] = (i + j) * scale
-                i = j + 1
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def step_rows(
-    values, counters, market, market_counters, warmup, time_ms, open_, high, low, close, volume, funding, out,
-    scratch, status,
-):  # fmt: skip
-    """Advance the state by one bar and write float32 [S, F] to ``out``; F tells whether market features are wanted."""
-    market_wide = out.shape[1] > MARKET_RETURN_1
+    n_times, n_symbols = close.shape
     longest = 0
     for f in range(FUNDING_RATE):
         longest = max(longest, warmup[f])
-    day = 2.0 * math.pi * (time_ms % _DAY_MS) / _DAY_MS
-    week = 2.0 * math.pi * ((time_ms - _MONDAY_MS) % _WEEK_MS) / _WEEK_MS
-    hour_sin, hour_cos, weekday_sin, weekday_cos = math.sin(day), math.cos(day), math.sin(week), math.cos(week)
-    _prepare(values, counters, open_, high, low, close, volume, scratch, status)
-    market_row = np.empty(4, dtype=np.float64)
-    market_return = np.nan
-    if market_wide:
-        market_return = _market(values, counters, close, scratch, status, market, market_counters, warmup, market_row)
-    level = float(market_counters[_M_LEVEL])
-    for s in range(close.shape[0]):
-        for f in range(out.shape[1]):
-            out[s, f] = np.nan
-        if status[s] == _MISSING:
-            continue
-        k = counters[s, _SEEN]  # the number of candles before this one, and so this candle's number
-        change = scratch[_S_RETURN, s]
-        _symbol(
-            values, counters, s, k, open_[s], high[s], low[s], close[s], funding[s], scratch[_S_LOG_CLOSE, s], change,
-            scratch[_S_LOG_RANGE, s], scratch[_S_LOG_TURNOVER, s], scratch[_S_TURNOVER, s], out,
-        )  # fmt: skip
-        if market_wide:
-            linked = status[s] == _LINKED
-            _residuals(values, counters, s, k, linked, change, level, market_return, warmup, out)
-            out[s, MARKET_RETURN_1] = market_row[0]
-            out[s, MARKET_RETURN_24] = market_row[1]
-            out[s, MARKET_VOLATILITY_24] = market_row[2]
-            out[s, MARKET_BREADTH] = market_row[3]
-        if k + 1 < longest:
-            for f in range(FUNDING_RATE):
-                if k + 1 < warmup[f]:
-                    out[s, f] = np.nan
-        if counters[s, _FUNDED] >= warmup[FUNDING_MEAN_168]:
-            out[s, FUNDING_MEAN_168] = values[s, _FUNDING_MEAN]
-        out[s, HOUR_SIN] = hour_sin
-        out[s, HOUR_COS] = hour_cos
-        out[s, WEEKDAY_SIN] = weekday_sin
-        out[s, WEEKDAY_COS] = weekday_cos
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def replay_rows(
-    values, counters, market, market_counters, warmup, times_ms, open_, high, low, close, volume, funding, out,
-    scratch, status,
-):  # fmt: skip
-    """Step through float64 [T, S] panels and write float32 [T, S, F]."""
-    for t in range(times_ms.shape[0]):
-        step_rows(
-            values, counters, market, market_counters, warmup, times_ms[t], open_[t], high[t], low[t], close[t],
-            volume[t], funding[t], out[t], scratch, status,
-        )  # fmt: skip
+    calendar = np.empty((n_times, 4), dtype=np.float32)
+    for t in range(n_times):
+        day = 2.0 * math.pi * (times_ms[t] % _DAY_MS) / _DAY_MS
+        week = 2.0 * math.pi * ((times_ms[t] - _MONDAY_MS) % _WEEK_MS) / _WEEK_MS
+        calendar[t, 0], calendar[t, 1] = math.sin(day), math.cos(day)
+        calendar[t, 2], calendar[t, 3] = math.sin(week), math.cos(week)
+    _judge(open_, high, low, close, volume, funding, candles)
+    for b in range(blocks.shape[0]):
+        w = blocks[b]
+        first = b * LANES
+        lanes = min(LANES, n_symbols - first)
+        for t in range(n_times):
+            candle = candles[b, t]
+            _restart(w, candle)
+            _take(w, candle)
+            for i in range(lanes):
+                if w[_PRESENT + i] > 0.0:
+                    _look_back(w, i)
+            _move(w)
+            _shape(w, candle)
+            for i in range(lanes):
+                s = first + i
+                present = w[_PRESENT + i] > 0.0
+                if present:
+                    _write(w, i, warmup, longest, calendar[t], out[t, s])
+                    for f in range(N_OWN, out.shape[2]):
+                        out[t, s, f] = np.nan
+                else:
+                    for f in range(out.shape[2]):
+                        out[t, s, f] = np.nan
+                notes[t, NUMBER, s] = w[_SEEN + i] - 1.0 if present else -1.0
+                notes[t, LINKED_RETURN, s] = w[_CHANGE + i] if w[_LINKED + i] > 0.0 else np.nan
+                notes[t, SIDE_OF_AVERAGE, s] = w[_SIDE + i]
+                for r, source in enumerate(RANKED):
+                    ranked[t, r, s] = out[t, s, source]

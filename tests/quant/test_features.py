@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quant import kernel
+from quant import market_kernel
 from quant.features import FeatureState, replay, step, warm_cache
 from quant.panel import Panel
 from quant.schema import FEATURES, MAX_GAP_BARS, FeatureSchema
+from tests.quant import scalar_features
 from tests.quant.feature_worlds import STEP, mixed, random_panel, without
 
 EVERY = FeatureSchema()
@@ -34,6 +35,34 @@ def assert_same_bits(left: NDArray[np.float32], right: NDArray[np.float32]) -> N
     differs = left.view(np.uint32) != right.view(np.uint32)
     differs &= ~(np.isnan(left) & np.isnan(right))
     assert not differs.any(), [FEATURES[index].name for index in np.unique(np.nonzero(differs)[-1])]
+
+
+def troubled_panel(seed: int) -> Panel:
+    """Eleven symbols, more than a block of the kernel, with all that a history can have."""
+    panel = random_panel(seed, 1000, 11, missing=0.03)
+    values = {each: getattr(panel, each).copy() for each in ("open", "high", "low", "close", "volume", "funding")}
+    prices, candle = ("open", "high", "low", "close"), ("open", "high", "low", "close", "volume")
+    for name in candle:
+        values[name][:300, 1] = np.nan  # listed late
+        values[name][700:, 2] = np.nan  # delisted
+        values[name][400 : 400 + MAX_GAP_BARS + 1, 3] = np.nan  # long gap: starts again
+        values[name][:, 7] = values[name][:, 6]  # twins, which tie in every rank
+        values[name][600:660, :9] = np.nan  # a market of two symbols is none
+        values[name][:, 10] = np.nan  # never listed
+    for name in prices:
+        values[name][500:, 4] *= 5000.0  # another asset
+        values[name][200:420, 5] = values["close"][200, 6]  # stands still
+    values["volume"][200:420, 5] = 0.0
+    values["close"][100::150, 8] = 0.0  # bad candles
+    values["funding"][:, 9] = 0.0  # a spot pair
+    return dataclasses.replace(panel, **values)
+
+
+def test_every_bit_is_that_of_one_symbol_and_candle_after_the_other() -> None:
+    panel = troubled_panel(21)
+    features = features_of(panel)
+    assert_same_bits(features, scalar_features.features_of(panel))
+    assert np.isfinite(features).any(axis=(0, 1)).all()
 
 
 @settings(max_examples=15)
@@ -222,10 +251,11 @@ def test_ranks_are_exact_where_numbers_differ_in_their_last_bits_only(n_symbols:
     out[..., ranked[0]] = near.view(np.float32)
     out[..., ranked[1]] = -near.view(np.float32)
     out[..., ranked[2]] = random.choice(some, (40, n_symbols))
-    keys = np.empty((40, 3, n_symbols), dtype=np.uint32)
-    kernel.pack_keys(out, keys)
+    values = np.ascontiguousarray(out[..., ranked].transpose(0, 2, 1))
+    keys = np.empty(values.shape, dtype=np.uint32)
+    market_kernel.pack_keys(values, keys)
     keys.sort(axis=-1)
-    kernel.write_ranks(keys, out)
+    market_kernel.write_ranks(values, keys, len(OWN), out)
     for position, source in enumerate(ranked):
         values = out[..., source].astype(np.float64)
         known = np.isfinite(values) | np.isinf(values)

@@ -6,13 +6,24 @@ import sys
 
 import pytest
 
-from quant import kernel, schema
+from quant import kernel, market_kernel, schema
 from quant.schema import FEATURES, FeatureSchema
 
 
 def test_the_kernel_writes_each_feature_to_the_column_that_the_schema_names() -> None:
     names = [spec.name for spec in FEATURES]
-    assert [getattr(kernel, name.upper()) for name in names] == list(range(len(names)))
+    own = [getattr(kernel, name.upper()) for name in names[: kernel.N_OWN]]
+    market = [kernel.N_OWN + getattr(market_kernel, name.upper()) for name in names[kernel.N_OWN : -kernel.N_RANKED]]
+    ranks = [kernel.N_OWN + market_kernel.RANKS + rank for rank in range(market_kernel.N_RANKS)]
+    assert own + market + ranks == list(range(len(names)))
+    assert [f"{names[column]}_rank" for column in kernel.RANKED] == names[-kernel.N_RANKED :]
+
+
+def test_both_kernels_lay_their_numbers_out_alike() -> None:
+    assert market_kernel.LANES == kernel.LANES
+    assert market_kernel.NOTES == (kernel.NUMBER, kernel.LINKED_RETURN, kernel.SIDE_OF_AVERAGE)
+    assert market_kernel.N_RANKS == kernel.N_RANKED
+    assert kernel.RANKED[market_kernel.RANKED_RETURN_24] == kernel.RETURN_24
 
 
 def test_features_of_one_symbol_come_first_and_alone_when_asked() -> None:

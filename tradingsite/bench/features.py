@@ -14,6 +14,7 @@ from tradingsite.bench import worlds
 from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, Scale, cpu_seconds, expect, many_times, peak_megabytes
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 250  # candles and the features of all of them
 ROWS = 256
 GOAL_REPLAY, GOAL_STEP = 1.5, 0.001
 RIVAL_SYMBOLS = 4
@@ -71,7 +72,7 @@ def run(scale: Scale) -> Iterator[Figure]:
     def least_live() -> None:
         np.stack(values).sum()
         np.zeros((scale.symbols, len(schema)), dtype=np.float32)
-        state.values.copy()
+        state.copy()
 
     yield Figure(
         name="features.step", symbols=scale.symbols, unit=SECONDS, goal=GOAL_STEP, value=many_times(live, 100),
