@@ -10,15 +10,15 @@ regime of its slow features. So a feature counts as drifted only if its PSI is a
 - well above every window of the same length inside the training data, each compared with all the others. A slow feature
   whose windows differ that much among themselves is not judged at all: it is a point in every window.
 
-Measured on simulated markets (6 symbols, 120 and 420 days of 1 h, 40 seeds that the bounds were not chosen on): without
-a change 1 of 40 models asked for a training in its first week and 2 of 40 within a month; with moves three times as
-large 32 of 40 did within a month, with twice 16. docs/drift.md has the table, and what was claimed before it.
+Measured on simulated markets (6 symbols, 120 and 420 days of 1 h, 80 models that no bound was chosen on): without
+a change 2 of 80 asked for a training in their first week; within a month 2 of the 40 of 420 days and 6 of the 40 young
+ones. With moves three times as large 63 of 80 did within a month, with twice 33. docs/drift.md has the table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ MOST_USUAL = 1.0
 """A drift is that many times the largest PSI of a window in training, and with more than the latter nobody can tell."""
 DRIFTED_SHARE, LEAST_DRIFTED = 0.1, 3
 """So many of the features must have drifted for the model as a whole: some are near copies of each other."""
+POOL_MODELS, POOL_SHARE, POOL_FACTOR, POOL_FLOOR = 5, 0.5, 2.0, 0.1
+"""Models of one symbol each judge their market together, from five on: a feature has drifted for at least half of those
+that know what is usual, each beyond twice that and beyond what no sample is without."""
 
 Shares = NDArray[np.float64]
 
@@ -98,7 +101,7 @@ def window_of(span: int, longest: int) -> int:
 class FeatureDrift:
     """``missing`` is the share without a value, now and in the training.
 
-    ``bound`` is what the PSI must exceed: infinite where the training does not say what is usual.
+    ``bound`` is what the PSI must exceed: infinite where the training does not say what is ``usual``.
     """
 
     name: str
@@ -106,6 +109,7 @@ class FeatureDrift:
     bound: float
     missing: float
     missing_before: float
+    usual: float | None = None
 
     @property
     def drifted(self) -> bool:
@@ -138,7 +142,50 @@ class Drift:
     @property
     def strong(self) -> bool:
         """Whether so many features drifted that the model was trained for another market."""
-        return len(self.drifted) >= max(LEAST_DRIFTED, math.ceil(DRIFTED_SHARE * self.judged_features))
+        return _many(len(self.drifted), self.judged_features)
+
+
+def _many(drifted: int, judged: int) -> bool:
+    return drifted >= max(LEAST_DRIFTED, math.ceil(DRIFTED_SHARE * judged))
+
+
+@dataclass(frozen=True, slots=True)
+class PooledDrift:
+    """What models of one symbol each say of their market together.
+
+    ``shares`` maps each feature that at least `POOL_MODELS` of them can judge to the share for which it drifted.
+    """
+
+    models: int
+    shares: Mapping[str, float]
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """The drifted features, those first that drifted for most models."""
+        found = [name for name, share in self.shares.items() if share >= POOL_SHARE]
+        return tuple(sorted(found, key=lambda name: (-self.shares[name], name)))
+
+    @property
+    def strong(self) -> bool:
+        return _many(len(self.drifted), len(self.shares))
+
+
+def pool_drifts(drifts: Iterable[Drift]) -> PooledDrift:
+    """Let models of one symbol each vote, feature by feature, on whether their market is another one.
+
+    A month brings such a model too few signals to be sure of anything alone: its bound is far above what three times
+    the moves do. But what is chance for one symbol is not for half of them on the same days. Each model compares with
+    its own training, so symbols of any volatility vote alike.
+    """
+    votes: dict[str, list[bool]] = {}
+    models = 0
+    for drift in drifts:
+        models += 1
+        for each in drift.features:
+            if each.usual is not None:
+                votes.setdefault(each.name, []).append(each.psi > max(POOL_FLOOR, POOL_FACTOR * each.usual))
+    shares = {name: sum(each) / len(each) for name, each in votes.items() if len(each) >= POOL_MODELS}
+    return PooledDrift(models=models, shares=shares)
 
 
 def measure_drift(features: NDArray[np.float32], names: tuple[str, ...], reference: Mapping[str, Any]) -> Drift:
@@ -161,6 +208,7 @@ def measure_drift(features: NDArray[np.float32], names: tuple[str, ...], referen
                 bound=max(STRONG, noise, USUAL_FACTOR * usual) if known else math.inf,
                 missing=float(now[-1]),
                 missing_before=float(before[-1]),
+                usual=usual,
             )
         )
     judged = noise <= STRONG and any(each.judged for each in found)

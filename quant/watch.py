@@ -16,7 +16,7 @@ from quant.risk import GUARD_MIN_TRADES, performance_guard
 from quant.timeframes import DAY_MS
 
 if TYPE_CHECKING:
-    from quant.drift import Drift
+    from quant.drift import Drift, PooledDrift
 
 EVERY_MS = DAY_MS
 """An active model is looked at once a market day, for the first time when it is a day old."""
@@ -48,8 +48,11 @@ def window_start(reference: Mapping[str, Any], *, fitted_ms: int, until_ms: int,
     return max(until_ms - int(reference.get("window", 0)) * step_ms, fitted_ms)
 
 
-def judge(drift: Drift, live: LiveRecord) -> WatchOutcome:
-    """Judge what was measured. Trades below the promise say more than features."""
+def judge(drift: Drift, live: LiveRecord, pooled: PooledDrift | None = None) -> WatchOutcome:
+    """Judge what was measured. Trades below the promise say more than features.
+
+    ``pooled`` is what the models of the market's other symbols saw on the same days, for a model of one symbol.
+    """
     guard = performance_guard(promised=live.promised_precision, trades=live.trades, wins=live.wins)
     low, high = wilson_interval(live.wins, live.trades)
     traded = {"trades": live.trades, "precision_low": low, "precision_high": high, "promised": live.promised_precision}
@@ -62,6 +65,12 @@ def judge(drift: Drift, live: LiveRecord) -> WatchOutcome:
         text = reason(
             "FEATURES_DRIFTED", drifted=len(drifted), features=drift.judged_features, samples=drift.samples,
             worst=worst.name, psi=worst.psi, bound=worst.bound,
+        )  # fmt: skip
+        return WatchOutcome(WatchFinding.DRIFTED, text, guard)
+    if pooled is not None and pooled.strong:
+        text = reason(
+            "MARKET_DRIFTED", drifted=len(pooled.drifted), features=len(pooled.shares), models=pooled.models,
+            worst=pooled.drifted[0], share=pooled.shares[pooled.drifted[0]],
         )  # fmt: skip
         return WatchOutcome(WatchFinding.DRIFTED, text, guard)
     if not drift.judged and live.trades < GUARD_MIN_TRADES:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from quant.drift import Drift
+    from quant.watch import WatchOutcome
+
 
 log = structlog.get_logger(__name__)
 
@@ -58,17 +61,28 @@ def is_due() -> bool:
 
 def watch_models(*, every: dt.timedelta = EVERY) -> list[ModelWatch]:
     """Look at the active models that were not looked at for `every`, and write a row for each."""
+    from quant.drift import measure_drift, pool_drifts  # NumPy: for a process of its own
+
     now = clock.market_now()
-    chosen = [row.artifact for row in _due(now, every).select_related("artifact__scope")[:MOST_WATCHED]]
+    one_symbol = settings.TRAINING_MODE == registry.SINGLE_SYMBOL
+    # Models of one symbol each are looked at together, whenever each was trained: they judge their market as a pool.
+    due = _due(now, every / 2 if one_symbol else every)
+    chosen = [row.artifact for row in due.select_related("artifact__scope")[:MOST_WATCHED]]
     live: dict[int, LiveRecord] = {}
     for source in _live_sources:
         live |= source([artifact.pk for artifact in chosen])
     rows = []
     for group in _together(chosen):
         signals = _signals(group, now)
+        names = registry.feature_schema().names
+        drifts = {
+            artifact.pk: measure_drift(signals[artifact.pk][1], names, artifact.drift_reference) for artifact in group
+        }
+        pooled = pool_drifts(drifts.values()) if one_symbol else None
         for artifact in group:
-            since, features = signals[artifact.pk]
-            rows.append(_write(artifact, now, since, features, live.get(artifact.pk, LiveRecord())))
+            record = live.get(artifact.pk, LiveRecord())
+            found = judge(drifts[artifact.pk], record, pooled)
+            rows.append(_write(artifact, now, signals[artifact.pk][0], drifts[artifact.pk], record, found))
     return rows
 
 
@@ -138,12 +152,13 @@ def _window_start(artifact: ModelArtifact, until_ms: int, step_ms: int) -> int:
 
 
 def _write(
-    artifact: ModelArtifact, now: dt.datetime, since: dt.datetime, features: NDArray[np.float32], live: LiveRecord
+    artifact: ModelArtifact,
+    now: dt.datetime,
+    since: dt.datetime,
+    drift: Drift,
+    live: LiveRecord,
+    found: WatchOutcome,
 ) -> ModelWatch:
-    from quant.drift import measure_drift
-
-    drift = measure_drift(features, registry.feature_schema().names, artifact.drift_reference)
-    found = judge(drift, live)
     watch = ModelWatch(
         artifact=artifact,
         at=now,

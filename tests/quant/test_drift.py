@@ -14,8 +14,10 @@ from quant.drift import (
     MOST_USUAL,
     STRONG,
     Drift,
+    FeatureDrift,
     make_reference,
     measure_drift,
+    pool_drifts,
     population_stability,
     psi_noise,
     window_of,
@@ -137,3 +139,40 @@ def test_the_reference_depends_on_the_samples_alone_and_lists_whole_shares() -> 
 
 def test_a_short_training_has_shorter_windows() -> None:
     assert (window_of(24_000, 720), window_of(2_400, 720), window_of(3, 720)) == (720, 200, 1)
+
+
+# ------------------------------------------------------------------- models of one symbol each, together
+def saw(psi: dict[str, float], *, usual: float | None = 0.2) -> Drift:
+    """What one model saw: every bound is out of reach, as with the few signals of one symbol."""
+    features = tuple(
+        FeatureDrift(name=name, psi=value, bound=10.0, missing=0.0, missing_before=0.0, usual=usual)
+        for name, value in psi.items()
+    )
+    return Drift(samples=60, judged=False, features=features)
+
+
+def test_what_no_model_of_one_symbol_can_say_alone_half_of_five_say_together() -> None:
+    moved, same = saw(dict.fromkeys("abcd", 0.5)), saw(dict.fromkeys("abcd", 0.3))
+    assert not moved.strong
+    assert pool_drifts([moved, moved, moved, same, same]).drifted == ("a", "b", "c", "d")
+    assert pool_drifts([same, moved, same, moved, moved]).strong
+    assert not pool_drifts([moved, moved, same, same, same]).strong, "two of five are no half"
+    assert not pool_drifts([moved] * 4).strong, "four are too few to vote"
+    assert not pool_drifts([saw({"a": 0.5, "b": 0.5})] * 9).strong, "two features may be copies of one another"
+
+
+def test_a_model_that_does_not_know_what_is_usual_has_no_vote_and_a_tiny_drift_is_none() -> None:
+    moved, blind = saw(dict.fromkeys("abcd", 0.5)), saw(dict.fromkeys("abcd", 9.0), usual=None)
+    assert pool_drifts([blind] * 20).shares == {}
+    assert not pool_drifts([moved] * 4 + [blind] * 20).strong
+    assert not pool_drifts([saw(dict.fromkeys("abcd", 0.09), usual=0.001)] * 9).strong
+    assert pool_drifts([]).models == 0
+
+
+def test_a_measured_drift_says_what_is_usual() -> None:
+    rng = np.random.default_rng(0)
+    time = np.arange(4_000)
+    features = rng.normal(size=(4_000, 1)).astype(np.float32)
+    reference = make_reference(features, ("a",), time, window=300)
+    (found,) = measure_drift(features[:300], ("a",), reference).features
+    assert found.usual == reference["features"]["a"]["usual"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quant.drift import Drift, FeatureDrift
+from quant.drift import Drift, FeatureDrift, PooledDrift
 from quant.promises import LiveRecord
 from quant.reasons import code_of
 from quant.timeframes import DAY_MS, HOUR_MS
@@ -49,3 +49,14 @@ def test_the_window_starts_after_what_the_model_was_fitted_on() -> None:
     assert window_start(reference, fitted_ms=10 * DAY_MS, until_ms=now, step_ms=HOUR_MS) == 70 * DAY_MS
     assert window_start(reference, fitted_ms=90 * DAY_MS, until_ms=now, step_ms=HOUR_MS) == 90 * DAY_MS
     assert window_start({}, fitted_ms=0, until_ms=now, step_ms=HOUR_MS) == now
+
+
+def test_a_market_that_the_models_of_its_symbols_see_drift_together_asks_unless_trades_say_more() -> None:
+    pooled = PooledDrift(models=9, shares={"a": 0.6, "b": 0.9, "c": 0.5, "d": 0.1})
+    quiet = Drift(60, False, ())
+    found = judge(quiet, LiveRecord(), pooled)
+    assert (found.finding, found.wants_training, found.guard) == (WatchFinding.DRIFTED, True, 1.0)
+    assert found.text == "MARKET_DRIFTED: drifted=3, features=4, models=9, worst=b, share=0.9"
+    assert judge(quiet, LiveRecord(), PooledDrift(models=9, shares={"a": 0.9})).finding is WatchFinding.TOO_LITTLE
+    below = LiveRecord(trades=40, wins=12, promised_precision=0.6)
+    assert judge(quiet, below, pooled).finding is WatchFinding.BELOW_PROMISE

@@ -23,7 +23,7 @@ from quant.label_spec import LabelSpec
 from quant.model import MetaModel, Probe, fit_booster
 from quant.pipeline import TrainingResult
 from quant.schema import FeatureSchema
-from quant.timeframes import DAY_MS, to_ms
+from quant.timeframes import DAY_MS, HOUR_MS, to_ms
 from quant.training_spec import TrainingSpec
 from tests.factories import EPOCH, MARKET, SymbolFactory
 from tests.s3 import bucket, s3_endpoint  # noqa: F401 - fixtures
@@ -185,7 +185,16 @@ def simulated_candles(n_symbols: int, days: int, learnable: bool = True) -> dict
     data = SimulatedMarket(seed=7, now_ms=lambda: end_ms, symbols=n_symbols, specials=False, learnable=learnable)
     codes = sorted(each.symbol for each in data.instruments())[:n_symbols]
     start_ms = end_ms - days * DAY_MS
-    return {code: data.candles(code, "1h", start_ms, days * 24) for code in codes}
+    step = data.page_limit * HOUR_MS
+    return {
+        code: Candles.concat(
+            [
+                data.candles(code, "1h", since, min(data.page_limit, (end_ms - since) // HOUR_MS))
+                for since in range(start_ms, end_ms, step)
+            ]
+        )
+        for code in codes
+    }
 
 
 @pytest.fixture

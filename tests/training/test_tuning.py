@@ -19,10 +19,11 @@ from ops_app.clock import SimulatedClock
 from ops_app.doctor import Level
 from ops_app.queue import Message
 from quant.compatibility import RefusalCode
+from quant.pipeline import Look
 from quant.tuning import SEARCH_SPACE, Trial
 from quant.tuning import TrialState as TrialOutcome
 from tests.factories import UserFactory
-from tests.training.conftest import request
+from tests.training.conftest import request, train_model
 from tradingsite import setup_steps
 from tradingsite.options import load_options
 from tradingsite.permissions import VIEWER
@@ -72,6 +73,17 @@ def execute(run: TrainingRun) -> ModelArtifact:
     assert done is not None
     assert done.state in (RunState.SUCCEEDED, RunState.REJECTED), done.text
     return ModelArtifact.objects.get(run=run)
+
+
+# --- earlier models that looked at the window ---
+
+
+def test_a_model_that_took_no_trade_is_a_look_at_its_window_and_has_no_ratio(
+    scope: TrainingScope, symbols: list[Symbol], sim: SimulatedClock, sent: list[Message]
+) -> None:
+    train_model(scope, symbols, passed=False)
+    ModelArtifact.objects.update(metrics={"windows": {"test_start_ms": 1, "test_end_ms": 2}, "test": {"sharpe": None}})
+    assert execution._looks(TrainingRun.objects.get()) == [Look(test_start_ms=1, test_end_ms=2, sharpe=None)]
 
 
 # --- a training that searches ---
