@@ -175,7 +175,10 @@ def joined_signals(parts: list[Signals]) -> Signals:
     """Return the signals of all parts in order; each still asks its own model."""
     if len(parts) == 1:
         return parts[0]
-    bar, column = (np.concatenate([getattr(part, name) for part in parts]) for name in ("bar", "column"))
+    bar, column, side, threshold, model = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("bar", "column", "side", "threshold", "model")
+    )
     order = np.lexsort((column, bar))
     part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
     place = np.concatenate([np.arange(len(part)) for part in parts])[order]
@@ -190,10 +193,9 @@ def joined_signals(parts: list[Signals]) -> Signals:
     return Signals(
         bar=bar[order],
         column=column[order],
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts])[order]
-            for name in ("side", "threshold", "model")
-        },
+        side=side[order],
+        threshold=threshold[order],
+        model=model[order],
         features=np.concatenate([part.features[part.row] for part in parts]),
         row=order,
         ask=ask,
