@@ -11,8 +11,18 @@ from typing import Any
 
 import pytest
 
-from tradingsite.bench import registry
-from tradingsite.bench.measure import SECONDS, Figure, cpu_seconds, expect, many_times, peak_megabytes
+from tradingsite.bench import labels, registry
+from tradingsite.bench.measure import (
+    SECONDS,
+    Figure,
+    MemoryTooSmallError,
+    Scale,
+    cpu_seconds,
+    expect,
+    fitting_days,
+    many_times,
+    peak_megabytes,
+)
 from tradingsite.management.commands.bench import shown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +96,25 @@ def test_it_says_which_benchmarks_there_are() -> None:
 def test_every_benchmark_of_the_registry_is_a_module_and_every_module_is_registered() -> None:
     modules = {path.stem for path in (ROOT / "tradingsite" / "bench").glob("*.py")}
     assert modules - {"__init__", "measure", "registry", "worlds"} == set(registry.NAMES)
+
+
+def test_a_history_is_shortened_to_what_half_of_the_free_memory_holds() -> None:
+    scale, day = Scale(symbols=5_000, days=730), 5_000 * 24 * 250
+    assert fitting_days(scale, bytes_per_candle=250, free_bytes=2 * 730 * day) == 730
+    assert fitting_days(scale, bytes_per_candle=250, free_bytes=2 * 100 * day + day) == 100
+    assert fitting_days(scale, bytes_per_candle=0, free_bytes=1) == 730
+    with pytest.raises(MemoryTooSmallError, match=r"5,000 symbols need .* MB of free memory for 30 days"):
+        fitting_days(scale, bytes_per_candle=250, free_bytes=2 * 29 * day)
+    short = Scale(symbols=5, days=2)
+    assert fitting_days(short, bytes_per_candle=250, free_bytes=2**20) == 2
+
+
+def test_every_figure_of_a_history_says_how_long_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.host, "memory_mb", lambda: 2)
+    figures = list(registry.run(["labels"], symbols=[10], days=100))
+    assert {figure.days for figure in figures} == {2 * 2**20 // 2 // (10 * 24 * labels.BYTES_PER_CANDLE)}
+    with pytest.raises(MemoryTooSmallError):
+        next(registry.run(["features"], symbols=[100], days=100))
 
 
 def test_a_stopwatch_takes_the_best_and_leaves_the_preparation_out() -> None:

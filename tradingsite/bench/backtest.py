@@ -21,6 +21,7 @@ from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expec
 from training_app import policies
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 200  # candles, and the rows that have a signal
 CANDLES_PER_SECOND = 1e6
 """The goal, of CPU."""
 ROWS = 256
@@ -33,28 +34,31 @@ def run(scale: Scale) -> Iterator[Figure]:
     model = usual_model(training.schema, panel.symbols)
     start_ms, end_ms = int(panel.open_time[0]), int(panel.open_time[-1]) + panel.step_ms
     out = np.empty((ROWS, scale.symbols, len(training.schema)), dtype=np.float32)
-    codes, played = model.codes_for(panel.symbols), list[Simulation]()
+    codes, played, feeds = model.codes_for(panel.symbols), list[Simulation](), list[SignalFeed]()
 
     def play() -> None:
         account = Account.open(
             panel, engine=EngineSpec(bar_ms=HOUR_MS), training=training, initial_equity=1e6, start_ms=start_ms
         )
-        account.hold(
-            "bench",
+        feeds[:] = [
             SignalFeed(
                 panel=panel, spec=training, symbols=panel.symbols, data_start_ms=start_ms, start_ms=start_ms,
                 end_ms=end_ms, model=model,
-            ),
-        )  # fmt: skip
+            )
+        ]  # fmt: skip
+        account.hold("bench", feeds[0])
         played[:] = [account.finish(end_ms)]
         expect(len(played[0].trades) > 0, "not one trade")
 
     def least() -> None:
-        state = FeatureState.create(training.schema, scale.symbols)
+        state, left = FeatureState.create(training.schema, scale.symbols), feeds[0].asked
         for start in range(0, panel.n_times, ROWS):
             rows = panel.rows(start, min(start + ROWS, panel.n_times))
             features = replay(state, rows, out=out[: rows.n_times])
-            bars, columns = np.nonzero(primary_side(training.signal, features, training.schema))
+            bars, columns = (
+                each[:left] for each in np.nonzero(primary_side(training.signal, features, training.schema))
+            )
+            left -= len(bars)
             if len(bars):
                 asked = encode_features(
                     features[bars, columns], codes[columns], encoding="index", n_symbols=scale.symbols
@@ -66,7 +70,8 @@ def run(scale: Scale) -> Iterator[Figure]:
     yield Figure(
         name="backtest.play", symbols=scale.symbols, unit=SECONDS, value=spent, limit=cpu_seconds(least, best_of=2),
         goal=candles / CANDLES_PER_SECOND,
-        versus=f"features and LightGBM alone; {candles / spent / 1e6:.2f} M candles/s, {_what_happened(played[0])}",
+        versus=f"features, and LightGBM about {feeds[0].asked:,} signals; {candles / spent / 1e6:.2f} M candles/s, "
+        f"{_what_happened(played[0])}",
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from tradingsite.bench import worlds
 from tradingsite.bench.measure import QUERIES, SECONDS, Figure, Scale, cpu_seconds, expect, queries
 
 SIZES = (100, 1_000, 10_000)
+BYTES_PER_CANDLE = 0
 FEW = 100
 GOAL_UNCHANGED, GOAL_CHANGED, GOAL_QUERIES = 0.1, 1.0, 12
 BROKEN_SHARE = 0.8

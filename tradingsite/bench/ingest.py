@@ -21,6 +21,7 @@ from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expec
 from tradingsite.bench.store import next_bar
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 100  # candles, and those that are made of them
 
 
 class ReadyMarket:

@@ -14,6 +14,7 @@ from tradingsite.bench import worlds
 from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expect
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 120  # candles, labels, and what is random
 GOAL = 0.2
 RIVAL_SYMBOLS = 10
 

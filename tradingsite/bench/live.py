@@ -24,7 +24,8 @@ from tradingsite.bench.measure import SECONDS, Figure, Scale, expect, many_times
 from training_app.models import ModelArtifact
 
 SIZES = (50, 500)
-WARM_UP_DAYS = 60
+BYTES_PER_CANDLE = 250  # as features
+MOST_DAYS = 60  # to warm the features up
 TREES, LEAVES, ROWS = 200, 63, 20_000
 GOAL = 0.010
 TIMES = 20
@@ -33,7 +34,7 @@ TIMES = 20
 def run(scale: Scale) -> Iterator[Figure]:
     warm_cache()
     schema = FeatureSchema()
-    panel = worlds.panel(Scale(symbols=scale.symbols, days=min(scale.days, WARM_UP_DAYS)))
+    panel = worlds.panel(scale)
     state = FeatureState.create(schema, scale.symbols, step_ms=panel.step_ms)
     features = replay(state, panel)
     model = usual_model(schema, panel.symbols)

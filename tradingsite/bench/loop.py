@@ -15,6 +15,7 @@ from tradingsite.bench import worlds
 from tradingsite.bench.measure import QUERIES, SECONDS, Figure, Scale, expect, many_times, queries
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 0
 GOAL, GOAL_QUERIES = 0.002, 3
 TIMES = 200
 BARE = (

@@ -17,6 +17,8 @@ from django.test.utils import CaptureQueriesContext
 SECONDS, QUERIES, MEGABYTES = "s CPU", "queries", "MB"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+FEWEST_DAYS = 30
+"""Below this a history says little about a whole one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,28 @@ class Scale:
     @property
     def bars(self) -> int:
         return self.days * 24
+
+
+class MemoryTooSmallError(Exception):
+    """The shortest history that is worth measuring does not fit."""
+
+
+def fitting_days(scale: Scale, *, bytes_per_candle: int, free_bytes: int) -> int:
+    """Return for how many days `scale` can be measured with half of `free_bytes`: its own, if they fit.
+
+    Raises MemoryTooSmallError where not even FEWEST_DAYS fit.
+    """
+    if not bytes_per_candle:
+        return scale.days
+    fewest = min(FEWEST_DAYS, scale.days)
+    days = min(scale.days, free_bytes // 2 // (bytes_per_candle * scale.symbols * 24))
+    if days < fewest:
+        need = 2 * bytes_per_candle * scale.symbols * 24 * fewest
+        raise MemoryTooSmallError(
+            f"{scale.symbols:,} symbols need {need / 2**20:,.0f} MB of free memory for {fewest} days, and "
+            f"{free_bytes / 2**20:,.0f} MB are free: measure fewer symbols"
+        )
+    return days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +71,8 @@ class Figure:
     versus: str
     rival: bool = False
     goal: float | None = None
+    days: int | None = None
+    """Of the histories, where one was measured: fewer than asked for when memory holds no more."""
 
     @property
     def ratio(self) -> float:

@@ -16,6 +16,7 @@ from tradingsite.bench import worlds
 from tradingsite.bench.measure import QUERIES, SECONDS, Figure, Scale, expect, many_times, queries
 
 SIZES = (50, 500)
+BYTES_PER_CANDLE = 0
 GOAL = 0.1
 TIMES = 5
 

@@ -20,6 +20,7 @@ from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, Scale, cpu_sec
 from training_app import policies
 
 SIZES = (50,)
+BYTES_PER_CANDLE = 350  # candles, features, and the rows of the fits
 GOAL_RATIO = 1.5
 RUNS = 1
 """Beside the one that is measured for its memory and comes first."""

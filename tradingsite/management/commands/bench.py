@@ -8,13 +8,13 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management import call_command
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 from rich.table import Table
 
 from ops_app import own_database
 from tradingsite.bench import registry
-from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure
+from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, MemoryTooSmallError
 from tradingsite.management.commands.soak import positive
 
 
@@ -29,7 +29,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("names", nargs="*", metavar="NAME", choices=[*registry.NAMES, []], help="all, if none")
         parser.add_argument("--symbols", type=positive, nargs="+", help="numbers of symbols instead of each one's own")
-        parser.add_argument("--days", type=positive, default=730, help="days of hourly candles (default 730)")
+        parser.add_argument(
+            "--days",
+            type=positive,
+            default=730,
+            help="days of hourly candles (default 730), or what half of the free memory holds",
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
     def handle(self, **options: Any) -> None:
@@ -39,11 +44,16 @@ class Command(BaseCommand):
         names = options["names"] or registry.NAMES
         table = None if options["json"] else _table()
         figures: list[Figure] = []
-        for figure in registry.run(names, symbols=options["symbols"], days=options["days"]):
-            figures.append(figure)
-            self.stderr.write(f"{figure.name} at {figure.symbols} symbols: {shown(figure.value, figure.unit)}")
-            if table is not None:
-                table.add_row(*_row(figure))
+        try:
+            for figure in registry.run(names, symbols=options["symbols"], days=options["days"]):
+                figures.append(figure)
+                days = "" if figure.days is None else f" x {figure.days} days"
+                text = f"{figure.name} at {figure.symbols} symbols{days}: {shown(figure.value, figure.unit)}"
+                self.stderr.write(text)
+                if table is not None:
+                    table.add_row(*_row(figure))
+        except MemoryTooSmallError as error:
+            raise CommandError(str(error)) from error
         if table is not None:
             console = Console(width=None if self.stdout.isatty() else 160)
             with console.capture() as printed:
@@ -85,7 +95,7 @@ def shown(value: float, unit: str) -> str:
 
 def _table() -> Table:
     table = Table(title="CPU of this process, best of a few; the limit was measured in the same run")
-    for name in ("what", "symbols", "measured", "limit", "ratio", "goal", ""):
+    for name in ("what", "symbols", "days", "measured", "limit", "ratio", "goal", ""):
         table.add_column(name, justify="left" if name in ("what", "") else "right", overflow="fold")
     return table
 
@@ -95,7 +105,8 @@ def _row(figure: Figure) -> tuple[str, ...]:
     met = "" if figure.met is None else ("met" if figure.met else "MISSED")
     ratio = f"{figure.ratio:,.1f} x" + (" faster" if figure.rival else "")
     goal = "" if figure.goal is None else f"{shown(figure.goal, unit)} {met}"
+    days = "" if figure.days is None else str(figure.days)
     return (
-        figure.name, f"{figure.symbols:,}", shown(figure.value, unit), shown(figure.limit, unit), ratio, goal,
+        figure.name, f"{figure.symbols:,}", days, shown(figure.value, unit), shown(figure.limit, unit), ratio, goal,
         figure.versus,
     )  # fmt: skip
