@@ -162,7 +162,7 @@ def decide(
     When limits bind, entries are granted by falling probability, then by symbol name, so the outcome does not depend
     on the order of the symbols.
     """
-    index = {symbol: i for i, symbol in enumerate(bar.symbols)}
+    index = dict(zip(bar.symbols, range(len(bar.symbols)), strict=True))
     decisions: dict[str, Decision] = {}
     exposure = portfolio.pending_notional
     book = CorrelatedBook(unsided=portfolio.pending_notional)
@@ -183,26 +183,29 @@ def decide(
         side=bar.side, atr_pct=bar.atr_pct, probability=bar.probability, threshold=bar.threshold,
         features=bar.features, spec=spec, schema=schema,
     )  # fmt: skip
+    no_signal, refused = Outcome.NO_SIGNAL, Outcome.REFUSED  # to look a member up costs more than the rest of a row
+    apart = decisions.keys() | portfolio.pending | bar.refusals.keys()
     for i, symbol in enumerate(bar.symbols):
-        if symbol in decisions:
-            continue
         side, probability = sides[i], probabilities[i]
-        if symbol in portfolio.pending:
-            outcome, text = Outcome.HOLD, "ENTRY_PENDING"
-        elif symbol in bar.refusals:
-            outcome, text = Outcome.REFUSED, _because("BLOCKED", bar.refusals[symbol])
+        if symbol in apart:
+            if symbol in decisions:
+                continue
+            if symbol in portfolio.pending:
+                outcome, text = Outcome.HOLD, "ENTRY_PENDING"
+            else:
+                outcome, text = refused, _because("BLOCKED", bar.refusals[symbol])
         elif not covered[i]:
-            outcome, text = Outcome.REFUSED, "NOT_COVERED"
+            outcome, text = refused, "NOT_COVERED"
         elif not row_usable[i] or (side != 0 and probability != probability and _lacks_features(bar, i)):
             outcome, text = Outcome.NO_DATA, _missing_data(bar, i, schema)
         elif side == 0:
-            outcome, text = Outcome.NO_SIGNAL, "NO_SIGNAL"
+            outcome, text = no_signal, "NO_SIGNAL"
         else:
             refusal = refuse(i) if account_refusal is None else account_refusal
             if refusal is None:
                 candidates.append(i)
                 continue
-            outcome, text = Outcome.REFUSED, refusal
+            outcome, text = refused, refusal
         decisions[symbol] = Decision(symbol, side, probability, outcome, text)
 
     candidates.sort(key=lambda i: (-probabilities[i], bar.symbols[i]))
@@ -212,7 +215,7 @@ def decide(
         full = full or check_slots(equity=portfolio.equity, open_positions=open_positions, limits=spec.limits)
         if full is not None:  # nor is anything after it granted, so nothing is sized
             symbol = bar.symbols[i]
-            decisions[symbol] = Decision(symbol, sides[i], probabilities[i], Outcome.REFUSED, full)
+            decisions[symbol] = Decision(symbol, sides[i], probabilities[i], refused, full)
             continue
         decision, notional = _grant_entry(bar, i, exposure, book, open_positions, portfolio, spec)
         decisions[decision.symbol] = decision
@@ -220,7 +223,7 @@ def decide(
         book.add(side=sides[i], notional=notional)
         open_positions += notional > 0
     outside = [symbol for symbol in portfolio.positions if symbol not in index]
-    return tuple(decisions[symbol] for symbol in (*bar.symbols, *sorted(outside)))
+    return tuple(map(decisions.__getitem__, (*bar.symbols, *sorted(outside))))
 
 
 @lru_cache(maxsize=4096)  # what is against a symbol is the same bar after bar

@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from numbers import Integral, Real
 
 from quant.timeframes import from_ms, to_ms
@@ -24,16 +25,22 @@ def reason(code: str, /, **details: object) -> str:
     ``_at_ms`` is shown as the time that it is, under the key without ``_ms``. Text keeps to one line and loses the
     separators. Raises ValueError for a code that is not UPPER_SNAKE_CASE.
     """
-    if _CODE.fullmatch(code) is None:
+    if not _is_code(code):
         raise ValueError(f"reason code {code!r} must be UPPER_SNAKE_CASE, e.g. SHORT_HISTORY")
-    parts = [_pair(key, value) for key, value in details.items()]
+    # Nearly all are floats, and a bar gives a reason for every symbol.
+    parts = [f"{key}={value:.4g}" if type(value) is float else _pair(key, value) for key, value in details.items()]
     return f"{code}: {', '.join(parts)}" if parts else code
+
+
+@lru_cache(maxsize=1024)  # there are some dozens, and a bar names one for every symbol
+def _is_code(text: str) -> bool:
+    return _CODE.fullmatch(text) is not None
 
 
 def code_of(text: str) -> str:
     """Return the code of a reason, or an empty string if the text does not begin with one."""
     head = text.partition(":")[0].strip()
-    return head if _CODE.fullmatch(head) is not None else ""
+    return head if _is_code(head) else ""
 
 
 def details_of(text: str) -> dict[str, str]:
