@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -22,6 +23,7 @@ from django.db import connection, connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
+from marketdata import monthly
 from marketdata.store import CandleStore
 from ops_app import alerts, clock, guards, heartbeats, jobs, leases, retention
 from ops_app.management.commands.runall import only_copy
@@ -273,6 +275,28 @@ def test_a_backup_brings_back_rows_files_and_ledger_and_moves_the_present_ones_a
     with running("doctor", data_dir=places) as doctor:
         assert doctor.wait_end(seconds=60) == 0, doctor.log
         assert "PROBLEM" not in doctor.log
+
+
+def test_no_candle_is_missing_from_a_copy_that_was_taken_while_recent_rows_were_folded(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two files of the copy a whole day is appended, and folded, and more begun."""
+    monkeypatch.setattr(monthly, "RECENT_ROWS", 20)
+    store, code, begin = CandleStore(places / "candles"), "AAA/USDT:USDT", to_ms(EPOCH - 40 * DAY)
+
+    def write(first: int, count: int) -> None:
+        times = begin + np.arange(first, first + count, dtype=np.int64) * 3_600_000
+        store.write("simulated", "1h", {code: Candles(times, *[np.full(count, 100.0)] * 5)})
+
+    write(0, 30 * 24)
+    write(30 * 24, 1)
+    hours = itertools.count(30 * 24 + 1)
+    entries = taking._copy_candles(tmp_path / "copy", lambda: [write(next(hours), 1) for _ in range(30)] and None)
+    copied = CandleStore(tmp_path / "copy" / "candles").read("simulated", "1h")[code]
+    assert len(entries) == 3
+    assert len(copied) > 30 * 24
+    assert (np.diff(copied.open_time) == 3_600_000).all()
+    assert copied.open_time[0] == begin
 
 
 def test_tokens_only_grow_through_a_restore_and_nobody_waits_for_processes_of_the_past(
