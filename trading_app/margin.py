@@ -38,8 +38,8 @@ class EntryMargin:
     def refusal(self, symbol: str) -> str | None:
         """Return why no entry may be sent in a symbol, as ``CODE: key=value``; None: its margin is as it must be."""
         instrument = self.account.instruments.get(symbol)
-        if instrument is None:
-            return reason("NO_INSTRUMENT", symbol=symbol)
+        if instrument is None:  # no entry is written without rules (`trading_app.deciding`), and the venue refuses one
+            return None
         if instrument.flaw:
             return bad_rules(instrument)
         if instrument.market_type == "spot":
