@@ -64,7 +64,8 @@ def read_portfolio(bot: Bot) -> Portfolio:
         pending.add(order.symbol.code)
         notional += (order.quantity - order.filled) * (order.reference_price or Decimal(0))
     # A position is closing from its first exit order on: trading_app.protection sends the next ones.
-    exits = Order.objects.filter(bot=bot, position__in=own.values(), purpose=OrderPurpose.EXIT)
+    # Not asked with the bot, by whose index SQLite would walk through all its orders of ever.
+    exits = Order.objects.filter(position__in=own.values(), purpose=OrderPurpose.EXIT)
     exiting = frozenset(exits.values_list("symbol__code", flat=True))
     return Portfolio(
         positions=own,

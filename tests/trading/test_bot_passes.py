@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from coverage_app.services.universe import held_codes
 from ops_app import clock, leases
 from ops_app.models import Event
 from quant.timeframes import to_ms
@@ -22,6 +24,12 @@ from trading_app.choices import OrderPurpose, OrderState
 from trading_app.models import Bot, Decision, EquityPoint, Order, Position
 
 pytestmark = pytest.mark.django_db
+
+WALK = re.compile(
+    r"SCAN trading_app_(order|position|fill|decision|equitypoint)\b"
+    r"|USING (COVERING )?INDEX (?!one_open_position|trading_app_bot)\w+ \(bot_id=\?\)"
+)
+"""How SQLite says that it reads what is over: a table from end to end, or all that a bot ever had in one."""
 
 
 def test_f24_a_bar_is_decided_once_for_every_symbol_with_a_reason(world: World) -> None:
@@ -231,3 +239,22 @@ def test_passes_are_so_frequent_that_no_bar_closes_between_two_of_them(
     settings.TIMEFRAME, settings.BOT_INTERVAL = "1h", 0.0
     monkeypatch.setattr(clock, "speed", lambda: speed)
     assert pass_interval() == pytest.approx(seconds)
+
+
+def test_a_bar_and_the_look_at_the_universe_walk_through_nothing_that_is_over(world: World) -> None:
+    """Orders, fills and decisions stay for months: who reads them all costs more every day."""
+    runner = world.runner()
+    world.until_entry(runner)
+    with CaptureQueriesContext(connection) as queries:
+        world.pass_bars(runner, 3)
+        held_codes("simulated")
+    asked = {each["sql"] for each in queries.captured_queries if each["sql"].startswith(("SELECT", "UPDATE", "DELETE"))}
+    assert any("trading_app_order" in sql for sql in asked)
+    walks = dict[str, str]()
+    with connection.cursor() as cursor:
+        for sql in asked if connection.vendor == "sqlite" else ():  # PostgreSQL plans by what the tables hold
+            cursor.execute(f"EXPLAIN QUERY PLAN {sql}")
+            plan = "; ".join(row[3] for row in cursor.fetchall())
+            if WALK.search(plan):
+                walks[sql] = plan
+    assert walks == {}
