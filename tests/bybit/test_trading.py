@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ccxt
@@ -305,6 +306,7 @@ def test_an_async_client_trades_too(server: BybitServer) -> None:
         finally:
             await client.close()
 
-    made, held = asyncio.run(trade())
+    with ThreadPoolExecutor(max_workers=1) as thread:  # this one has a loop already, where a browser test ran before
+        made, held = thread.submit(asyncio.run, trade()).result()
     assert [order["clientOrderId"] for order in made] == [f"a{number}" for number in range(8)]
     assert held[0]["contracts"] == pytest.approx(sum(float(each["qty"]) for each in server.control.books()["orders"]))
