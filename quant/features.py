@@ -7,7 +7,9 @@ state remembers everything. ``quant.schema`` says what each column is and when i
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -95,16 +97,21 @@ def step(
     _check_next(state, open_time_ms)
     out = np.empty((state.n_symbols, len(state.schema)), dtype=np.float32)
     candles = (column[np.newaxis] for column in columns)
-    _advance(state, _Scratch.create(state, 1), np.array([open_time_ms]), *candles, out=out[np.newaxis])
+    scratch = _Scratch.create(state, 1)
+    _step_symbols(state, scratch, np.array([open_time_ms]), *candles, out=out[np.newaxis])
+    _compare_symbols(state, scratch, out=out[np.newaxis])
     state.last_open_ms = open_time_ms
     return out
 
 
-def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+def replay(
+    state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None = None, threads: int = 1
+) -> NDArray[np.float32]:
     """Step through every bar of ``panel`` and return float32 [T, S, F]; ``state`` is then ready for the next bar.
 
-    ``out`` receives the result when given (C order, e.g. a memory map). Raises ValueError for a panel whose symbols or
-    first bar do not fit the state.
+    ``out`` receives the result when given (C order, e.g. a memory map). With two ``threads`` or more, one compares the
+    symbols of a round of bars while the other steps the next round; the result is the same to the bit. Raises
+    ValueError for a panel whose symbols or first bar do not fit the state.
     """
     shape = (panel.n_times, panel.n_symbols, len(state.schema))
     if panel.n_symbols != state.n_symbols:
@@ -120,11 +127,22 @@ def replay(state: FeatureState, panel: Panel, *, out: NDArray[np.float32] | None
     if state.step_ms not in (None, panel.step_ms):
         raise ValueError(f"the panel's step is {panel.step_ms} ms and the state's {state.step_ms}: use one timeframe")
     _check_next(state, int(panel.open_time[0]))
-    scratch = _Scratch.create(state, min(_CHUNK_BARS, panel.n_times))
     values = (panel.open, panel.high, panel.low, panel.close, panel.volume, panel.funding)
-    for start in range(0, panel.n_times, _CHUNK_BARS):
-        part = slice(start, start + _CHUNK_BARS)
-        _advance(state, scratch, panel.open_time[part], *(each[part] for each in values), out=out[part])
+    parts = [slice(start, start + _CHUNK_BARS) for start in range(0, panel.n_times, _CHUNK_BARS)]
+    at_once = 2 if threads > 1 and state.schema.market_wide and len(parts) > 1 else 1
+    scratches = [_Scratch.create(state, min(_CHUNK_BARS, panel.n_times)) for _ in range(at_once)]
+    with ThreadPoolExecutor(max_workers=1) as other:
+        compared = None
+        for part, scratch in zip(parts, cycle(scratches), strict=False):
+            _step_symbols(state, scratch, panel.open_time[part], *(each[part] for each in values), out=out[part])
+            if compared is not None:
+                compared.result()
+            if at_once == 1:
+                _compare_symbols(state, scratch, out=out[part])
+            else:
+                compared = other.submit(_compare_symbols, state, scratch, out=out[part])
+        if compared is not None:
+            compared.result()
     state.step_ms = panel.step_ms
     state.last_open_ms = int(panel.open_time[-1])
     return out
@@ -158,15 +176,22 @@ class _Scratch(NamedTuple):
         )
 
 
-def _advance(
+def _step_symbols(
     state: FeatureState,
     scratch: _Scratch,
     times_ms: NDArray[np.int64],
     *candles: NDArray[np.float64],
     out: NDArray[np.float32],
 ) -> None:
-    """Step through open, high, low, close, volume and funding float64 [T, S]; write float32 [T, S, F] to ``out``."""
+    """Step each symbol through open, high, low, close, volume and funding float64 [T, S]: its own features, to ``out``.
+
+    What `_compare_symbols` needs of them is left in ``scratch``.
+    """
     kernel.advance(state.blocks, state.warmup, times_ms, *candles, out, scratch.candles, scratch.notes, scratch.ranked)
+
+
+def _compare_symbols(state: FeatureState, scratch: _Scratch, *, out: NDArray[np.float32]) -> None:
+    """Advance the market over the bars that were stepped last with ``scratch``, and write its features to ``out``."""
     if not state.schema.market_wide:
         return
     first, rows = kernel.N_OWN, len(out)

@@ -15,12 +15,13 @@ def warm_cache() -> None:
     side = np.zeros((2, 1), dtype=np.int8)
     n32, n8, n64 = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8), np.empty(0)
     for atr in (grid, grid.astype(np.float32)):
-        walk(grid, grid, grid, grid, grid, side, atr, 2.0, 1.5, 1, 0.0, 0.0, n32, n32, n8, n32, n64, n8, n8)
+        due = funding_due(grid)
+        walk(0, 1, grid, grid, grid, grid, grid, due, side, atr, 2.0, 1.5, 1, 0.0, 0.0, n32, n32, n8, n32, n64, n8, n8)
     weigh(np.empty(0, dtype=np.intp), n32, n32, n32, 0, n64)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _next_due(funding):
+def funding_due(funding):
     """Per row, the first row from it on in which any symbol has funding (the number of rows if there is none)."""
     n_times, n_symbols = funding.shape
     due = np.full(n_times + 2, n_times, dtype=np.int64)
@@ -35,15 +36,17 @@ def _next_due(funding):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def walk(
-    open_, high, low, close, funding, side, atr_pct, profit_take, stop_loss, horizon, cost, target_cost,
-    t_index, s_index, sides, t1_index, net_return, label, touch,
+    begin, until, open_, high, low, close, funding, next_due, side, atr_pct, profit_take, stop_loss, horizon, cost,
+    target_cost, t_index, s_index, sides, t1_index, net_return, label, touch,
 ):  # fmt: skip
-    """Walk each sample's path; return the number of samples written."""
-    n_times, n_symbols = side.shape
+    """Walk the path of each sample that is decided in the rows ``begin <= t < until``; return how many were written.
+
+    ``next_due`` is that of `funding_due`.
+    """
+    n_symbols = side.shape[1]
     count = 0
-    next_due = _next_due(funding)
     # Row by row: neighbouring symbols share cache lines, and the rows of one horizon stay in the cache.
-    for t in range(n_times - horizon):
+    for t in range(begin, until):
         for s in range(n_symbols):
             if side[t, s] == 0:
                 continue

@@ -22,7 +22,9 @@ Web code may import this module: the compiled loops are imported when they are f
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,16 +59,24 @@ class Labels:
     def __len__(self) -> int:
         return len(self.t_index)
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Labels:
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Labels:
         """Return the samples at ``index``."""
         return Labels(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def triple_barrier(panel: Panel, side: NDArray[np.int8], atr_pct: NDArray[np.floating[Any]], spec: LabelSpec) -> Labels:
+def triple_barrier(
+    panel: Panel,
+    side: NDArray[np.int8],
+    atr_pct: NDArray[np.floating[Any]],
+    spec: LabelSpec,
+    *,
+    threads: int = 1,
+) -> Labels:
     """Label every (bar, symbol) that has a side.
 
     ``side`` int8[T, S] and ``atr_pct`` float[T, S] (ATR / close at the decision bar) belong to ``panel``. A sample
-    without a positive ATR is dropped. Raises ValueError for shapes that differ, and for rules of another version.
+    without a positive ATR is dropped. Each of the ``threads`` walks a part of the bars. Raises ValueError for shapes
+    that differ, and for rules of another version.
     """
     if spec.version != VERSION:
         raise ValueError(f"label version is {spec.version}; this program labels by version {VERSION}: train anew")
@@ -74,25 +84,39 @@ def triple_barrier(panel: Panel, side: NDArray[np.int8], atr_pct: NDArray[np.flo
     for name, array in (("side", side), ("atr_pct", atr_pct)):
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; it must be the panel's (times, symbols) = {shape}")
-    n_most = int(np.count_nonzero(side))
+    decided = max(0, panel.n_times - spec.horizon)
+    bounds = [decided * part // threads for part in range(threads + 1)]
+    most = [int(np.count_nonzero(side[begin:until])) for begin, until in pairwise(bounds)]
+    room = [0, *accumulate(most)]
     columns = Labels(
-        t_index=np.empty(n_most, dtype=np.int32),
-        s_index=np.empty(n_most, dtype=np.int32),
-        side=np.empty(n_most, dtype=np.int8),
-        t1_index=np.empty(n_most, dtype=np.int32),
-        net_return=np.empty(n_most, dtype=np.float64),
-        label=np.empty(n_most, dtype=np.int8),
-        touch=np.empty(n_most, dtype=np.int8),
+        t_index=np.empty(room[-1], dtype=np.int32),
+        s_index=np.empty(room[-1], dtype=np.int32),
+        side=np.empty(room[-1], dtype=np.int8),
+        t1_index=np.empty(room[-1], dtype=np.int32),
+        net_return=np.empty(room[-1], dtype=np.float64),
+        label=np.empty(room[-1], dtype=np.int8),
+        touch=np.empty(room[-1], dtype=np.int8),
     )
     from quant import label_kernel
 
-    count = label_kernel.walk(
-        panel.open, panel.high, panel.low, panel.close, panel.funding, side, atr_pct,
-        float(spec.profit_take), float(spec.stop_loss), int(spec.horizon), spec.cost_per_side, spec.target_cost,
-        columns.t_index, columns.s_index, columns.side, columns.t1_index, columns.net_return, columns.label,
-        columns.touch,
-    )  # fmt: skip
-    return Labels(*(getattr(columns, field.name)[:count] for field in fields(columns)))
+    due = label_kernel.funding_due(panel.funding)
+
+    def walk(part: int) -> int:
+        mine = columns.take(slice(room[part], room[part + 1]))
+        count: int = label_kernel.walk(
+            bounds[part], bounds[part + 1], panel.open, panel.high, panel.low, panel.close, panel.funding, due, side,
+            atr_pct, float(spec.profit_take), float(spec.stop_loss), int(spec.horizon), spec.cost_per_side,
+            spec.target_cost, mine.t_index, mine.s_index, mine.side, mine.t1_index, mine.net_return, mine.label,
+            mine.touch,
+        )  # fmt: skip
+        return count
+
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        counts = list(pool.map(walk, range(threads)))
+    if counts[:-1] == most[:-1]:  # no part but the last has room left, so there is no hole
+        return columns.take(slice(room[-2] + counts[-1]))
+    written = [np.arange(first, first + count) for first, count in zip(room, counts, strict=False)]
+    return columns.take(np.concatenate(written))
 
 
 def uniqueness_weights(labels: Labels, n_times: int) -> NDArray[np.float64]:

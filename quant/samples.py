@@ -85,10 +85,10 @@ def make_samples(panel: Panel, spec: TrainingSpec, *, progress: Progress) -> Sam
     """
     schema = spec.schema
     progress(0.0, "features")
-    features = replay(FeatureState.create(schema, panel.n_symbols), panel)
+    features = replay(FeatureState.create(schema, panel.n_symbols), panel, threads=spec.num_threads)
     progress(0.15, "labels")
     side = primary_side(spec.signal, features, schema)
-    labels = triple_barrier(panel, side, features[..., schema.index("atr_pct")], spec.label)
+    labels = triple_barrier(panel, side, features[..., schema.index("atr_pct")], spec.label, threads=spec.num_threads)
     if len(labels) == 0:
         raise TrainingError(reason("TOO_FEW_SAMPLES", samples=0, need=spec.min_samples, bars=panel.n_times))
     t0, t1 = labels.t_index.astype(np.int64), labels.t1_index.astype(np.int64)

@@ -66,6 +66,17 @@ def test_every_bit_is_that_of_one_symbol_and_candle_after_the_other() -> None:
 
 
 @settings(max_examples=15)
+@given(seeds, schemas, st.integers(1, 400), st.integers(0, 400), st.integers(2, 4))
+def test_i13_two_threads_give_the_bits_of_one(
+    seed: int, schema: FeatureSchema, n_times: int, split: int, threads: int
+) -> None:
+    panel = random_panel(seed, n_times, 11, missing=0.1)
+    state, split = FeatureState.create(schema, 11), min(split, n_times)
+    parts = [replay(state, part, threads=threads) for part in (panel.rows(0, split), panel.rows(split, n_times))]
+    assert_same_bits(np.concatenate(parts), features_of(panel, schema))
+
+
+@settings(max_examples=15)
 @given(seeds, schemas, st.integers(0, 700), st.sampled_from([0.0, 0.1, 0.6]))
 def test_i13_stepping_live_gives_the_bits_of_the_replay(
     seed: int, schema: FeatureSchema, split: int, missing: float

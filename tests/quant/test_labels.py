@@ -176,9 +176,10 @@ def slow_reference(panel: Panel, side: np.ndarray, atr_pct: np.ndarray, spec: La
     st.floats(0.2, 4),
     st.sampled_from([0.0, 0.1, 0.4]),
     st.sampled_from([np.float32, np.float64]),
+    st.integers(1, 5),
 )
 def test_labels_equal_a_slow_reference(
-    seed: int, horizon: int, profit_take: float, stop_loss: float, missing: float, kind: type
+    seed: int, horizon: int, profit_take: float, stop_loss: float, missing: float, kind: type, threads: int
 ) -> None:
     panel = random_panel(seed, 60, 3, missing=missing)
     random = np.random.default_rng(seed)
@@ -186,7 +187,7 @@ def test_labels_equal_a_slow_reference(
     atr = random.uniform(0.002, 0.03, panel.close.shape).astype(kind)
     atr[random.random(atr.shape) < 0.05] = np.nan
     spec = LabelSpec(profit_take=profit_take, stop_loss=stop_loss, horizon=horizon)
-    labels = triple_barrier(panel, side, atr, spec)
+    labels = triple_barrier(panel, side, atr, spec, threads=threads)
     expected = slow_reference(panel, side, atr.astype(np.float64), spec)
     assert len(labels) == len(expected)
     if expected:

@@ -28,8 +28,14 @@ from tradingsite.management.commands.bench import shown
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = ("coverage", "store", "ingest", "loop", "serving")
 COMPUTED = {
-    "features": {"features.memory", "features.replay", "features.pandas", "features.step"},
-    "labels": {"labels.triple_barrier", "labels.numpy"},
+    "features": {
+        "features.memory",
+        "features.replay",
+        "features.replay.two_threads",
+        "features.pandas",
+        "features.step",
+    },
+    "labels": {"labels.triple_barrier", "labels.triple_barrier.two_threads", "labels.numpy"},
     "live": {"live.cycle", "live.predict", "live.decide"},
     "backtest": {"backtest.play"},
 }

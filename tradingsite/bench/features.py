@@ -11,7 +11,18 @@ from quant.features import FeatureState, replay, step, warm_cache
 from quant.panel import Panel
 from quant.schema import FeatureSchema
 from tradingsite.bench import worlds
-from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, Scale, cpu_seconds, expect, many_times, peak_megabytes
+from tradingsite.bench.measure import (
+    MEGABYTES,
+    SECONDS,
+    WALL_SECONDS,
+    Figure,
+    Scale,
+    cpu_seconds,
+    expect,
+    many_times,
+    peak_megabytes,
+    wall_seconds,
+)  # fmt: skip
 
 SIZES = (50, 500)
 BYTES_PER_CANDLE = 250  # candles and the features of all of them
@@ -35,11 +46,11 @@ def run(scale: Scale) -> Iterator[Figure]:
         )  # fmt: skip
     out = np.empty((ROWS, scale.symbols, len(schema)), dtype=np.float32)
 
-    def history() -> None:
+    def history(threads: int = 1) -> None:
         state = FeatureState.create(schema, scale.symbols, step_ms=panel.step_ms)
         for start in range(0, panel.n_times, ROWS):
             rows = panel.rows(start, min(start + ROWS, panel.n_times))
-            replay(state, rows, out=out[: rows.n_times])
+            replay(state, rows, out=out[: rows.n_times], threads=threads)
         expect(bool(np.isfinite(out[rows.n_times - 1]).any()), "no feature is finite at the end")
 
     def least() -> None:
@@ -47,9 +58,14 @@ def run(scale: Scale) -> Iterator[Figure]:
             rows = panel.rows(start, min(start + ROWS, panel.n_times))
             out[: rows.n_times] = sum(float(getattr(rows, name).sum()) for name in NUMBERS)
 
+    versus = "read the candles, write as many numbers"
     yield Figure(
-        name="features.replay", symbols=scale.symbols, unit=SECONDS, goal=GOAL_REPLAY,
-        value=cpu_seconds(history), limit=cpu_seconds(least), versus="read the candles, write as many numbers",
+        name="features.replay", symbols=scale.symbols, unit=SECONDS, value=cpu_seconds(history),
+        limit=cpu_seconds(least), versus=versus,
+    )  # fmt: skip
+    yield Figure(
+        name="features.replay.two_threads", symbols=scale.symbols, unit=WALL_SECONDS, goal=GOAL_REPLAY,
+        value=wall_seconds(lambda: history(threads=2)), limit=wall_seconds(least), versus=f"{versus}, on one thread",
     )  # fmt: skip
 
     few = panel.select(panel.symbols[:RIVAL_SYMBOLS])

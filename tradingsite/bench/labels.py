@@ -11,7 +11,7 @@ from quant.label_kernel import warm_cache
 from quant.labels import LabelSpec, triple_barrier
 from quant.panel import Panel
 from tradingsite.bench import worlds
-from tradingsite.bench.measure import SECONDS, Figure, Scale, cpu_seconds, expect
+from tradingsite.bench.measure import SECONDS, WALL_SECONDS, Figure, Scale, cpu_seconds, expect, wall_seconds
 
 SIZES = (50, 500)
 BYTES_PER_CANDLE = 120  # candles, labels, and what is random
@@ -26,8 +26,8 @@ def run(scale: Scale) -> Iterator[Figure]:
     side = np.where(np.random.default_rng(1).random(shape) < 0.5, 1, -1).astype(np.int8)
     atr_pct = np.full(shape, 0.01)
 
-    def label() -> None:
-        labels = triple_barrier(panel, side, atr_pct, spec)
+    def label(threads: int = 1) -> None:
+        labels = triple_barrier(panel, side, atr_pct, spec, threads=threads)
         expect(len(labels) == side[: -spec.horizon].size, f"{len(labels)} labels for {side.size} candles")
 
     def least() -> None:
@@ -35,9 +35,14 @@ def run(scale: Scale) -> Iterator[Figure]:
             prices.sum()
         np.ones(side.size), np.ones((3, side.size), dtype=np.int32), np.ones((3, side.size), dtype=np.int8)
 
+    versus = "read the prices, write as many numbers"
     yield Figure(
-        name="labels.triple_barrier", symbols=scale.symbols, unit=SECONDS, goal=GOAL, value=cpu_seconds(label),
-        limit=cpu_seconds(least), versus="read the prices, write as many numbers",
+        name="labels.triple_barrier", symbols=scale.symbols, unit=SECONDS, value=cpu_seconds(label),
+        limit=cpu_seconds(least), versus=versus,
+    )  # fmt: skip
+    yield Figure(
+        name="labels.triple_barrier.two_threads", symbols=scale.symbols, unit=WALL_SECONDS, goal=GOAL,
+        value=wall_seconds(lambda: label(threads=2)), limit=wall_seconds(least), versus=f"{versus}, on one thread",
     )  # fmt: skip
 
     few = panel.select(panel.symbols[:RIVAL_SYMBOLS])

@@ -14,7 +14,7 @@ from typing import Any
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-SECONDS, QUERIES, MEGABYTES = "s CPU", "queries", "MB"
+SECONDS, WALL_SECONDS, QUERIES, MEGABYTES = "s CPU", "s wall", "queries", "MB"
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 FEWEST_DAYS = 30
@@ -88,12 +88,21 @@ class Figure:
 
 def cpu_seconds(work: Callable[[], object], *, before: Callable[[], object] = lambda: None, best_of: int = 3) -> float:
     """Return the CPU seconds of `work` at its best; `before` each time comes first and does not count."""
+    return _best(time.process_time, work, before, best_of)
+
+
+def wall_seconds(work: Callable[[], object], *, best_of: int = 5) -> float:
+    """Return how long one waits for `work` at its best: for work on several threads, on a machine that is quiet."""
+    return _best(time.perf_counter, work, lambda: None, best_of)
+
+
+def _best(clock: Callable[[], float], work: Callable[[], object], before: Callable[[], object], best_of: int) -> float:
     best = float("inf")
     for _ in range(best_of):
         before()
-        began = time.process_time()
+        began = clock()
         work()
-        best = min(best, time.process_time() - began)
+        best = min(best, clock() - began)
     return best
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ops_app import own_database
 from tradingsite.bench import registry
-from tradingsite.bench.measure import MEGABYTES, SECONDS, Figure, MemoryTooSmallError
+from tradingsite.bench.measure import MEGABYTES, SECONDS, WALL_SECONDS, Figure, MemoryTooSmallError
 from tradingsite.management.commands.soak import positive
 
 
@@ -88,13 +88,13 @@ def shown(value: float, unit: str) -> str:
     """Return the value as a person reads it: 12.3 ms, 1.85 s, 9 queries."""
     if unit == MEGABYTES:
         return f"{value:,.0f} MB"
-    if unit != SECONDS:
+    if unit not in (SECONDS, WALL_SECONDS):
         return f"{value:g} {unit}"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
 def _table() -> Table:
-    table = Table(title="CPU of this process, best of a few; the limit was measured in the same run")
+    table = Table(title="CPU of this process (two_threads: wall), best of a few; the limit is of the same run")
     for name in ("what", "symbols", "days", "measured", "limit", "ratio", "goal", ""):
         table.add_column(name, justify="left" if name in ("what", "") else "right", overflow="fold")
     return table
