@@ -70,7 +70,8 @@ class PortfolioState:
 
     ``pending`` are symbols with an entry whose outcome is open; ``pending_notional`` their gross notional in quote
     currency. ``exiting`` are symbols with an exit in flight. ``entries_blocked`` is an account-wide reason against
-    entries; ``close_all`` a reason to close everything. ``guard`` in [0, 1] scales new positions.
+    entries; ``close_all`` a reason to close everything. ``cooling`` says of symbols why they are not entered again yet
+    (`quant.risk.cooldown_end_ms`). ``guard`` in [0, 1] scales new positions.
     """
 
     equity: float
@@ -82,6 +83,7 @@ class PortfolioState:
     peak_equity: float
     entries_blocked: str | None = None
     close_all: str | None = None
+    cooling: Mapping[str, str] = field(default_factory=dict)
     guard: float = 1.0
 
 
@@ -201,7 +203,7 @@ def decide(
         elif side == 0:
             outcome, text = no_signal, "NO_SIGNAL"
         else:
-            refusal = refuse(i) if account_refusal is None else account_refusal
+            refusal = account_refusal or portfolio.cooling.get(symbol) or refuse(i)
             if refusal is None:
                 candidates.append(i)
                 continue

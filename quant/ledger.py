@@ -19,6 +19,7 @@ from quant import fills
 from quant.engine import EngineSpec, EntryIntent, PositionState, barrier_cause
 from quant.panel import Panel
 from quant.reasons import code_of
+from quant.risk import cooldown_end_ms
 
 SETTLED_AFTER_BARS = 48
 _BASIS_POINT = 1e-4
@@ -88,6 +89,7 @@ class Track:
 class Ledger:
     """The books of an account over ``panel``. ``held`` bool[S] tells which columns have an open position.
 
+    ``cooling_ms`` int64[S] is the open time of the first bar at whose close a column may be entered (again).
     ``entries`` are what was sent at the last close; an exit is sent by setting a position's ``exit_cause``.
     """
 
@@ -99,9 +101,11 @@ class Ledger:
     trades: list[Trade] = field(default_factory=list)
     tracks: dict[int, Track] = field(default_factory=dict)
     held: NDArray[np.bool_] = field(init=False)
+    cooling_ms: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.held = np.zeros(self.panel.n_symbols, dtype=np.bool_)
+        self.cooling_ms = np.zeros(self.panel.n_symbols, dtype=np.int64)
 
     @property
     def idle(self) -> bool:
@@ -259,6 +263,9 @@ class Ledger:
             cause=code,
         )
         self.trades.append(trade)
+        self.cooling_ms[position.column] = cooldown_end_ms(
+            cause=code, closed_ms=trade.closed_ms, bar_ms=self.spec.bar_ms, limits=self.spec.limits
+        )
         track = self.tracks.setdefault(position.model, Track())
         track.trades += 1
         track.wins += trade.net > 0

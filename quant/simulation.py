@@ -6,10 +6,10 @@ the close the account is valued, and the rules of `quant.engine` say what leaves
 is known before it is decided on, and no market order fills at a price that was known when it was sent.
 
 A primary signal in a symbol that is not held enters or is counted as refused, by the first of these: the account (kill
-switch, daily loss, no free slot); what the engine has against it whatever its probability; a probability below the
-threshold; then `decide`, for what is left. So models and `decide` are asked only where an entry can come of it. The bot
-asks about everything: a test does too, and no trade changes. Only the word of a refusal can be another one than the
-bot's, which names "below threshold" before the regime and before full slots.
+switch, daily loss, no free slot); the symbol's cooldown; what the engine has against it whatever its probability; a
+probability below the threshold; then `decide`, for what is left. So models and `decide` are asked only where an entry
+can come of it. The bot asks about everything: a test does too, and no trade changes. Only the word of a refusal can be
+another one than the bot's, which names "below threshold" before the regime and before full slots.
 """
 
 from __future__ import annotations
@@ -137,6 +137,9 @@ class Simulation:
         if account is not None:
             self._refuse(account, len(rows))
             return
+        cooling = self.ledger.cooling_ms[signals.column[rows]] > self.panel.open_time[bar]
+        self._refuse("COOLDOWN", int(np.count_nonzero(cooling)))
+        rows = rows[~cooling]
         refusal = offers.refusal[rows]
         for code, count in zip(ROW_REFUSALS, np.bincount(refusal, minlength=len(ROW_REFUSALS) + 1)[1:], strict=True):
             self._refuse(code, int(count))

@@ -19,8 +19,8 @@ from trading_app.exceptions import TradingError
 from trading_app.models import Bot, Decision, EquityPoint, Fill, Order, Position, RiskEvent
 
 LIMITS = (
-    "max_leverage", "max_correlated", "max_position", "max_positions", "daily_loss_limit", "max_drawdown",
-    "volatility_target",
+    "max_leverage", "max_correlated", "max_position", "max_positions", "cooldown_bars", "daily_loss_limit",
+    "max_drawdown", "volatility_target",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ops_app.choices import Severity
 from quant.candles import Candles
 from quant.engine import EngineSpec, decide
 from quant.reasons import reason
+from quant.risk import RiskLimits
 from quant.timeframes import from_ms, last_closed_open_ms, timeframe_ms, to_ms
 from trading_app import deciding, equity, selectors
 from trading_app.deciding import Outgoing, Portfolio
@@ -120,12 +121,13 @@ class BarTrader:
         row = self._step(open_ms, arrived, report)
         if self.feed is not None:
             report.replays = self.feed.replays - replays
-        portfolio = deciding.read_portfolio(self.bot)
+        limits = equity.limits_of(self.bot)
+        portfolio = deciding.read_portfolio(self.bot, open_ms=open_ms, bar_ms=self.step_ms, limits=limits)
         equity_now = self._equity(desk, open_ms, report, ask=not venue_error)
         venue_error = venue_error or ("; ".join(report.errors) if self.balance is None else "")
         try:
             orders = self._decide_and_write(
-                desk, reconciler, portfolio, row, open_ms, now_ms, equity_now, venue_error, report
+                desk, reconciler, portfolio, limits, row, open_ms, now_ms, equity_now, venue_error, report
             )
         except BarTakenError as error:
             log.warning("bar_taken", error=str(error))
@@ -225,6 +227,7 @@ class BarTrader:
         desk: OrderDesk,
         reconciler: Reconciler,
         portfolio: Portfolio,
+        limits: RiskLimits,
         row: BarRow | None,
         open_ms: int,
         now_ms: int,
@@ -271,7 +274,7 @@ class BarTrader:
         spec = EngineSpec(
             bar_ms=self.step_ms,
             label=registry.label_spec(),
-            limits=equity.limits_of(self.bot),
+            limits=limits,
             sizing=equity.sizing_of(self.bot),
         )
         closes_by_row = dict(zip(symbols, bar.close.tolist(), strict=True))

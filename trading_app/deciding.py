@@ -18,6 +18,7 @@ from quant.engine import BLOCK_SEPARATOR, BarInput, EntryIntent, ExitIntent, Por
 from quant.engine import Decision as EngineDecision
 from quant.outcomes import Outcome
 from quant.reasons import code_of, reason
+from quant.risk import TAKEN_COOLDOWN_MS, RiskLimits, cooldown_end_ms
 from quant.schema import FeatureSchema
 from quant.signals import primary_side
 from quant.timeframes import from_ms, to_ms
@@ -43,14 +44,15 @@ class Portfolio:
     pending_notional: float
     exiting: frozenset[str]
     managed: dict[str, PositionState]
+    cooling: dict[str, str]
 
     @property
     def symbols(self) -> frozenset[str]:
         return frozenset(self.positions) | self.pending
 
 
-def read_portfolio(bot: Bot) -> Portfolio:
-    """Read positions and open orders: three queries for any number."""
+def read_portfolio(bot: Bot, *, open_ms: int, bar_ms: int, limits: RiskLimits) -> Portfolio:
+    """Read positions and open orders as of the bar that opened at ``open_ms``: four queries for any number."""
     own: dict[str, Position] = {}
     foreign: set[str] = set()
     for position in Position.objects.open().filter(bot=bot).select_related("symbol"):
@@ -74,7 +76,20 @@ def read_portfolio(bot: Bot) -> Portfolio:
         pending_notional=float(notional),
         exiting=exiting,
         managed={code: position_state(code, position) for code, position in own.items()},
+        cooling=_cooling(bot, open_ms=open_ms, bar_ms=bar_ms, limits=limits),
     )
+
+
+def _cooling(bot: Bot, *, open_ms: int, bar_ms: int, limits: RiskLimits) -> dict[str, str]:
+    """Say of each symbol that was closed lately why it is not entered again at the close of this bar."""
+    longest_ms = max(TAKEN_COOLDOWN_MS, limits.cooldown_bars * bar_ms) + bar_ms
+    closed = Position.objects.filter(bot=bot, foreign=False, closed_at__gte=from_ms(open_ms - longest_ms))
+    found: dict[str, str] = {}
+    for code, closed_at, cause in closed.order_by("closed_at").values_list("symbol__code", "closed_at", "close_reason"):
+        until_ms = cooldown_end_ms(cause=cause, closed_ms=to_ms(closed_at), bar_ms=bar_ms, limits=limits)
+        if until_ms > open_ms:  # from the close of that bar on
+            found[code] = reason("COOLDOWN", after=code_of(cause), until=from_ms(until_ms + bar_ms))
+    return found
 
 
 def position_state(code: str, position: Position) -> PositionState:
@@ -187,6 +202,7 @@ def portfolio_state(
         peak_equity=bot.peak_equity or equity,
         entries_blocked=entries_blocked,
         close_all=close_all,
+        cooling=portfolio.cooling,
         guard=guard,
     )
 

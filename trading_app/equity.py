@@ -38,6 +38,7 @@ def limits_of(bot: Bot) -> risk.RiskLimits:
         daily_loss_fraction=bot.daily_loss_limit,
         max_drawdown_fraction=bot.max_drawdown,
         min_notional=MIN_NOTIONAL,
+        cooldown_bars=bot.cooldown_bars,
     )
 
 

@@ -37,6 +37,10 @@ class Bot(models.Model):
     )
     max_position = models.FloatField(default=0.2, help_text="Notional of one position / equity.")
     max_positions = models.PositiveIntegerField(default=10)
+    cooldown_bars = models.PositiveSmallIntegerField(
+        default=4,
+        help_text="Bars without a new entry in a symbol whose stop was hit; 24 h if the exchange took it away.",
+    )
     daily_loss_limit = models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries.")
     max_drawdown = models.FloatField(default=0.2, help_text="Loss from the peak / equity that pulls the kill switch.")
     volatility_target = models.FloatField(
@@ -163,6 +167,7 @@ class Position(models.Model):
                 fields=["bot", "symbol"], condition=Q(closed_at__isnull=True), name="one_open_position_per_symbol"
             )
         ]
+        indexes = [models.Index(fields=["closed_at"], name="position_closed")]
 
     def __str__(self) -> str:
         return f"{self.symbol_id} {self.quantity}"

@@ -24,6 +24,7 @@ def risk_settings() -> dict[str, float | int]:
         "max_correlated": settings.RISK_MAX_CORRELATED,
         "max_position": settings.RISK_MAX_POSITION,
         "max_positions": settings.RISK_MAX_POSITIONS,
+        "cooldown_bars": settings.RISK_COOLDOWN_BARS,
         "daily_loss_limit": settings.RISK_DAILY_LOSS,
         "max_drawdown": settings.RISK_MAX_DRAWDOWN,
         "volatility_target": settings.RISK_VOLATILITY_TARGET,

@@ -234,6 +234,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("RISK_MAX_POSITION", 0.2, number(0, 10), "Notional of one position / equity at most."),
     Option("RISK_MAX_POSITIONS", 10, integer(1, 1000), "Open positions at most."),
+    Option("RISK_COOLDOWN_BARS", 4, integer(0, 1000), "Bars without a new entry in a symbol whose stop was hit."),
     Option("RISK_DAILY_LOSS", 0.05, number(0, 1), "Loss of a UTC day / equity that stops entries."),
     Option("RISK_MAX_DRAWDOWN", 0.2, number(0, 1), "Loss from the peak / equity that pulls the kill switch."),
     Option("RISK_VOLATILITY_TARGET", 0.01, number(0, 1), "Daily standard deviation of a position's profit / equity."),

@@ -160,6 +160,20 @@ def test_an_account_wide_stop_refuses_every_entry_by_name(text: str) -> None:
     assert [decision.reason for decision in decisions] == [text, text]
 
 
+def test_a_symbol_that_cools_down_is_not_entered_and_the_others_are() -> None:
+    why = "COOLDOWN: after=STOP, until=2026-01-01T04:00Z"
+    cooling = replace(FLAT, cooling={"A": why, "C": why})
+    bar = make_bar(("A", "B", "C"), side=[1, 1, 0])
+    a, b, c = decide(bar=bar, portfolio=cooling, spec=SPEC, schema=SCHEMA)
+    assert (a.outcome, a.reason, a.intent) == (Outcome.REFUSED, why, None)
+    assert b.outcome == Outcome.ENTER
+    assert c.outcome == Outcome.NO_SIGNAL
+    (stopped,) = decide(
+        bar=make_bar(), portfolio=replace(cooling, entries_blocked="KILL_SWITCH: x"), spec=SPEC, schema=SCHEMA
+    )
+    assert stopped.reason == "KILL_SWITCH: x", "what stops the whole account is said first"
+
+
 def test_shorts_are_refused_where_they_cannot_be_sold() -> None:
     decision = one(make_bar(side=-1), spec=replace(SPEC, allow_short=False))
     assert decision.reason == "SHORT_NOT_ALLOWED"
@@ -303,6 +317,7 @@ broken = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0])
             "guard": st.sampled_from([0.0, math.nan]),
             "pending": st.just(frozenset({"A"})),
             "pending_notional": st.sampled_from([0.0, 1e9, math.nan]),
+            "cooling": st.just({"A": "COOLDOWN: after=STOP"}),
         },
     ),
     st.sampled_from(["stop", "target", "time", "close_all", "delisted"]),

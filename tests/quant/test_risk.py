@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from quant.reasons import code_of
 from quant.risk import (
+    TAKEN_COOLDOWN_MS,
     CorrelatedBook,
     RiskLimits,
     check_correlated,
     check_entry,
+    cooldown_end_ms,
     daily_loss_breached,
     drawdown_breached,
     entry_headroom,
 )
+from quant.timeframes import HOUR_MS
 
 LIMITS = RiskLimits()
 money = st.floats(0, 1e6)
@@ -84,6 +87,44 @@ def test_a_limit_that_is_not_positive_is_named(name: str, value: float) -> None:
 def test_a_loss_limit_of_everything_is_no_limit(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RiskLimits(**{name: 1.0})
+
+
+# ------------------------------------------------------------- cooldown
+@pytest.mark.parametrize(
+    "cause, bars, ends",
+    [
+        ("STOP: price=98.5", 4, 14),
+        ("STOP: close=98, stop=98.5", 1, 11),  # that of the stop itself
+        ("STOP: price=98.5", 0, None),
+        ("TARGET: price=102", 4, None),
+        ("TIME_BARRIER: bars=24", 4, None),
+        ("EXTERNAL: closed at the exchange by an order that is not ours", 4, None),
+        ("LIQUIDATION: price=50, by=exchange", 0, 34),
+        ("ADL: price=101, by=exchange", 4, 34),
+        ("VANISHED: the exchange had no such position any more", 48, 58),
+        ("", 4, None),
+    ],
+)
+@pytest.mark.parametrize("late_ms", [0, 1, HOUR_MS - 1])
+def test_a_cooldown_lasts_whole_bars_from_that_of_the_close_on(
+    cause: str, bars: int, ends: int | None, late_ms: int
+) -> None:
+    limits = RiskLimits(cooldown_bars=bars)
+    until = cooldown_end_ms(cause=cause, closed_ms=10 * HOUR_MS + late_ms, bar_ms=HOUR_MS, limits=limits)
+    assert until == (0 if ends is None else ends * HOUR_MS)
+
+
+def test_a_day_of_cooldown_is_never_shorter_than_a_day() -> None:
+    odd_bar = 7 * HOUR_MS
+    until = cooldown_end_ms(cause="ADL: price=1", closed_ms=odd_bar - 1, bar_ms=odd_bar, limits=RiskLimits())
+    decided = until + odd_bar
+    assert until % odd_bar == 0
+    assert decided - (odd_bar - 1) >= TAKEN_COOLDOWN_MS
+
+
+def test_a_cooldown_may_be_off_but_not_negative() -> None:
+    with pytest.raises(ValueError, match="cooldown_bars is -1"):
+        RiskLimits(cooldown_bars=-1)
 
 
 # ------------------------------------------------------------- correlated exposure

@@ -107,6 +107,20 @@ def test_a_jump_over_the_stop_costs_what_it_costs() -> None:
     assert trade.closed_ms == panel.open_time[15]
 
 
+@pytest.mark.parametrize("bars, again", [(0, 15), (1, 16), (4, 19)])
+def test_a_symbol_is_entered_again_when_the_bars_after_its_stop_are_over(bars: int, again: int) -> None:
+    panel = flat(n_symbols=3)
+    panel.low[15, 0] = 98.0  # its stop, in this bar
+    asked = signals(*((bar, column, 1) for bar in range(10, 30) for column in (0, 2) if (bar, column) != (10, 2)))
+    simulation = play(panel, asked, cooldown_bars=bars)
+    stopped, *later = (trade for trade in simulation.trades if trade.symbol == panel.symbols[0])
+    assert (stopped.cause, stopped.closed_ms) == ("STOP", panel.open_time[15])
+    assert later[0].opened_ms == panel.open_time[again + 1]
+    assert simulation.refused.get("COOLDOWN", 0) == bars
+    (other,) = (trade for trade in simulation.trades if trade.symbol == panel.symbols[2])
+    assert other.opened_ms == panel.open_time[12]
+
+
 def test_a_target_is_filled_at_its_price_in_the_bar_that_trades_through_it_and_pays_the_maker() -> None:
     panel = flat()
     panel.high[15, 0] = 103.0
@@ -308,6 +322,9 @@ class AskingAboutAll(Simulation):
             [blank if row is None else signals.features[signals.row[row]] for row in asked], dtype=np.float32
         ).reshape(len(columns), len(SCHEMA))
         blocked = self._killed or ("DAILY_LOSS" if self._daily_loss else None)
+        now = self.panel.open_time[bar]
+        waiting = np.flatnonzero(self.ledger.cooling_ms > now)
+        cooling = {self.panel.symbols[column]: "COOLDOWN" for column in waiting}
         inputs = BarInput(
             open_time_ms=int(self.panel.open_time[bar]),
             symbols=tuple(self.panel.symbols[column] for column in columns),
@@ -329,6 +346,7 @@ class AskingAboutAll(Simulation):
                 day_start_equity=self._day_start,
                 peak_equity=self._peak,
                 entries_blocked=blocked,
+                cooling=cooling,
                 guard=self._guard(signals),
             ),
             spec=self.spec,
@@ -345,7 +363,8 @@ class AskingAboutAll(Simulation):
                 )
             elif column not in held:
                 weak = "BELOW_THRESHOLD" if 0 <= decision.probability < inputs.threshold[place] else None
-                self._refuse(account or against_the_row(inputs, place, self.spec) or weak or decision.reason)
+                against = cooling.get(decision.symbol) or against_the_row(inputs, place, self.spec)
+                self._refuse(account or against or weak or decision.reason)
 
 
 def against_the_row(bar: BarInput, place: int, spec: EngineSpec) -> str | None:
@@ -376,16 +395,16 @@ def troubled_signals(panel: Panel, seed: int) -> Signals:
 @settings(max_examples=60)
 @given(
     seeds, st.sampled_from([0.004, 0.05, 0.9]), st.sampled_from([0.002, 0.01, 0.9]), st.integers(1, 8),
-    st.sampled_from([0.05, 0.3, 2.0]),
+    st.sampled_from([0.05, 0.3, 2.0]), st.sampled_from([0, 1, 7]),
 )  # fmt: skip
 def test_what_neither_a_model_nor_the_engine_is_asked_would_have_changed_nothing(
-    seed: int, drawdown: float, daily_loss: float, most: int, exposure: float
+    seed: int, drawdown: float, daily_loss: float, most: int, exposure: float, cooldown: int
 ) -> None:
     panel = random_panel(seed, 200, 12, missing=0.01)
     given_signals = troubled_signals(panel, seed)
     limits = RiskLimits(
         max_drawdown_fraction=drawdown, daily_loss_fraction=daily_loss, max_open_positions=most,
-        max_exposure_fraction=exposure, max_correlated_fraction=exposure,
+        max_exposure_fraction=exposure, max_correlated_fraction=exposure, cooldown_bars=cooldown,
     )  # fmt: skip
     spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2))
     played = []

@@ -76,9 +76,9 @@ def prepare(*, seed: int, symbols: int, origin: dt.datetime, real_origin: dt.dat
     candle_store().write(market, settings.TIMEFRAME, candles)
     _activate(Symbol.objects.bulk_create(rows), origin, from_ms(start_ms))
     bot = services.ensure_bot()
-    # Orders are wanted, not profits: no loss may end the test.
+    # Orders are wanted, not profits: no loss may end the test or pause a symbol.
     Bot.objects.filter(pk=bot.pk).update(
-        daily_loss_limit=NO_LIMIT, max_drawdown=NO_LIMIT, max_position=0.01, max_positions=symbols
+        daily_loss_limit=NO_LIMIT, max_drawdown=NO_LIMIT, max_position=0.01, max_positions=symbols, cooldown_bars=0
     )
     return bot
 
