@@ -34,7 +34,8 @@ class EngineSpec:
     """Rules of one bot. ``label`` gives the barriers: a position is managed as its label was made.
 
     ``closing_blocks`` are the block codes that close an open position; every other block only keeps new ones out,
-    since a position that cannot be priced or re-trained for a while is still protected by its stop.
+    since a position that cannot be priced or re-trained for a while is still protected by its stop. With
+    ``close_on_kill`` a played account closes everything when its kill switch is pulled; the bot has `close_all` for it.
     """
 
     bar_ms: int
@@ -44,6 +45,7 @@ class EngineSpec:
     regime: RegimeSpec = field(default_factory=RegimeSpec)
     allow_short: bool = True
     closing_blocks: frozenset[str] = frozenset({"DELISTED", "PRICE_BREAK", "MANUAL"})
+    close_on_kill: bool = False
 
     def __post_init__(self) -> None:
         if self.bar_ms <= 0:

@@ -142,6 +142,11 @@ class Ledger:
                 cause = barrier_cause(position.state, close=close, closed_ms=closed_ms, bar_ms=self.spec.bar_ms)
                 position.exit_cause = "" if cause is None else code_of(cause)
 
+    def exit_all(self, cause: str) -> None:
+        """Send an exit for everything whose exit is not under way."""
+        for position in self.positions.values():
+            position.exit_cause = position.exit_cause or cause
+
     def close_all(self, bar: int, cause: str) -> None:
         """Close what is open at its last known close."""
         for position in list(self.positions.values()):

@@ -128,6 +128,8 @@ class Simulation:
             if why is not None:
                 self._killed = reason("KILL_SWITCH", why=why)
                 self.risk_events.append((bar, self._killed))
+                if self.spec.close_on_kill:
+                    self.ledger.exit_all("CLOSE_ALL")
 
     def _enter(self, bar: int, worth: float, offers: Offers, first: int, last: int) -> None:
         """Refuse what no entry can come of, and ask about the rest, as far as there is room for any."""

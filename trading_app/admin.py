@@ -20,7 +20,7 @@ from trading_app.models import Bot, Decision, EquityPoint, Fill, Order, Position
 
 LIMITS = (
     "max_leverage", "max_correlated", "max_position", "max_positions", "cooldown_bars", "daily_loss_limit",
-    "max_drawdown", "volatility_target",
+    "max_drawdown", "on_kill_switch", "volatility_target",
 )  # fmt: skip
 
 

@@ -152,8 +152,9 @@ class BotRunner:
             # B5: what the last owner sent before it was frozen may still be accepted until then.
             report.waiting = "RECEIVE_WINDOW"
             return
-        if close_all(self.bot) is not None and not self.venue_trouble.quiet:
-            self._close_now(session, report)
+        all_for = close_all(self.bot)
+        if all_for is not None and not self.venue_trouble.quiet:
+            self._close_now(session, all_for, report)
         if self.bot.desired_state != DesiredState.STOP and self.trader.trade_bar(
             session.desk, session.reconciler, report,
             venue_error=self.venue_trouble.detail, quiet=self.venue_trouble.quiet,
@@ -309,12 +310,12 @@ class BotRunner:
         session.busy = bool(lookups) or open_positions.exists(self.bot.pk) or session.desk.awaits_fills()
         session.lookup_at = min((at for (at,) in lookups if at is not None), default=None)
 
-    def _close_now(self, session: _Session, report: TickReport) -> None:
-        """`close_only` closes what is open now, not at the next bar."""
+    def _close_now(self, session: _Session, why: str, report: TickReport) -> None:
+        """Close what is open in this pass, not at the next bar."""
         waiting = Position.objects.open().filter(bot=self.bot, foreign=False).exclude(orders__purpose=OrderPurpose.EXIT)
         positions = list(waiting)
         for position in positions:
-            if close_position(session.desk, position, "CLOSE_ONLY: asked_for=now") is not None:
+            if close_position(session.desk, position, why) is not None:
                 report.exits += 1
         if positions:
             self._after_orders(session, report)

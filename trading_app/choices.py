@@ -24,6 +24,13 @@ class DesiredState(models.TextChoices):
     STOP = "stop", "Stop: no decisions, stops stay at the exchange"
 
 
+class KillPolicy(models.TextChoices):
+    """What becomes of open positions when the kill switch is pulled, by a drawdown or by a person."""
+
+    KEEP = "keep", "Keep: each goes on to its stop, its target or its time barrier"
+    CLOSE = "close", "Close: all are closed at once"
+
+
 class OrderState(models.TextChoices):
     INTENT = "intent", "Intent"
     SENDING = "sending", "Sending"

@@ -14,7 +14,7 @@ from quant import risk
 from quant.reasons import reason
 from quant.sizing import SizingSpec
 from trading_app import selectors, services
-from trading_app.choices import DesiredState, RiskKind
+from trading_app.choices import DesiredState, KillPolicy, RiskKind
 from trading_app.models import Bot, EquityPoint
 from trading_app.selectors import Promise
 
@@ -164,7 +164,13 @@ def entries_blocked(bot: Bot) -> str | None:
 
 
 def close_all(bot: Bot) -> str | None:
-    return reason("CLOSE_ONLY") if bot.desired_state == DesiredState.CLOSE_ONLY else None
+    """Return why every position is to be closed now, or None. A bot that is stopped decides nothing."""
+    if bot.desired_state == DesiredState.CLOSE_ONLY:
+        return reason("CLOSE_ONLY")
+    stopped = bot.desired_state == DesiredState.STOP
+    if bot.kill_switch_at is not None and bot.on_kill_switch == KillPolicy.CLOSE and not stopped:
+        return reason("KILL_SWITCH", since=bot.kill_switch_at, positions=bot.on_kill_switch)
+    return None
 
 
 def equity_point(bot: Bot, *, at: dt.datetime, balance: Balance, exposure: float, open_positions: int) -> EquityPoint:

@@ -14,7 +14,7 @@ from simple_history.models import HistoricalRecords
 from coverage_app.models import Symbol
 from quant.risk import RiskLimits
 from quant.sizing import SizingSpec
-from trading_app.choices import BotMode, DesiredState, FillKind, OrderPurpose, OrderState, RiskKind
+from trading_app.choices import BotMode, DesiredState, FillKind, KillPolicy, OrderPurpose, OrderState, RiskKind
 from trading_app.querysets import OrderQuerySet, PositionQuerySet
 from training_app.models import ModelArtifact
 
@@ -43,6 +43,9 @@ class Bot(models.Model):
     )
     daily_loss_limit = models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries.")
     max_drawdown = models.FloatField(default=0.2, help_text="Loss from the peak / equity that pulls the kill switch.")
+    on_kill_switch = models.CharField(
+        max_length=5, choices=KillPolicy, default=KillPolicy.KEEP, help_text="What becomes of open positions then."
+    )
     volatility_target = models.FloatField(
         default=0.01, help_text="Daily standard deviation of one position's profit / equity that its size aims at."
     )

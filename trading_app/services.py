@@ -5,6 +5,8 @@ Every write by a person leaves who, when and why: in the bot's history, the risk
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -17,7 +19,7 @@ from trading_app.exceptions import TradingError
 from trading_app.models import Bot, RiskEvent
 
 
-def risk_settings() -> dict[str, float | int]:
+def risk_settings() -> dict[str, Any]:
     """Return the limits of the settings, by the names of the bot's fields."""
     return {
         "max_leverage": settings.RISK_MAX_LEVERAGE,
@@ -27,6 +29,7 @@ def risk_settings() -> dict[str, float | int]:
         "cooldown_bars": settings.RISK_COOLDOWN_BARS,
         "daily_loss_limit": settings.RISK_DAILY_LOSS,
         "max_drawdown": settings.RISK_MAX_DRAWDOWN,
+        "on_kill_switch": settings.RISK_ON_KILL_SWITCH,
         "volatility_target": settings.RISK_VOLATILITY_TARGET,
     }
 

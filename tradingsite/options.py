@@ -237,6 +237,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("RISK_COOLDOWN_BARS", 4, integer(0, 1000), "Bars without a new entry in a symbol whose stop was hit."),
     Option("RISK_DAILY_LOSS", 0.05, number(0, 1), "Loss of a UTC day / equity that stops entries."),
     Option("RISK_MAX_DRAWDOWN", 0.2, number(0, 1), "Loss from the peak / equity that pulls the kill switch."),
+    Option("RISK_ON_KILL_SWITCH", "keep", choice("keep", "close"), "What the kill switch does to open positions."),
     Option("RISK_VOLATILITY_TARGET", 0.01, number(0, 1), "Daily standard deviation of a position's profit / equity."),
 )
 BY_NAME = {option.name: option for option in OPTIONS}

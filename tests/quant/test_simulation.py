@@ -193,6 +193,24 @@ def test_a_series_that_ends_is_settled_at_its_last_close() -> None:
     assert trade.exit_price == 100.0
 
 
+@pytest.mark.parametrize("close", [False, True])
+def test_the_kill_switch_closes_what_is_open_if_it_is_asked_to(close: bool) -> None:
+    panel = flat(n_symbols=2)
+    for name in ("open", "high", "low", "close"):
+        getattr(panel, name)[15:, 0] = 50.0  # a jump over the stop of S0; S1 is untouched
+    limits = RiskLimits(
+        max_drawdown_fraction=0.02, max_position_fraction=0.5, max_exposure_fraction=2.0, max_correlated_fraction=2.0
+    )
+    spec = EngineSpec(bar_ms=HOUR_MS, label=FREE, limits=limits, close_on_kill=close)
+    simulation = Simulation(panel=panel, spec=spec, schema=SCHEMA)
+    simulation.run(0, panel.n_times, signals((10, 0, 1), (10, 1, 1)))
+    lost, other = simulation.trades
+    assert (lost.cause, lost.closed_ms) == ("STOP", panel.open_time[15])
+    assert [bar for bar, _ in simulation.risk_events if "KILL_SWITCH" in _] == [15]
+    expected = ("CLOSE_ALL", panel.open_time[16]) if close else ("TIME_BARRIER", panel.open_time[35])
+    assert (other.cause, other.closed_ms) == expected
+
+
 def test_a_drawdown_ends_entries_for_good_and_says_so() -> None:
     panel = flat(n_times=100)
     for name in ("open", "high", "low", "close"):
@@ -406,7 +424,7 @@ def test_what_neither_a_model_nor_the_engine_is_asked_would_have_changed_nothing
         max_drawdown_fraction=drawdown, daily_loss_fraction=daily_loss, max_open_positions=most,
         max_exposure_fraction=exposure, max_correlated_fraction=exposure, cooldown_bars=cooldown,
     )  # fmt: skip
-    spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2))
+    spec = EngineSpec(bar_ms=HOUR_MS, limits=limits, allow_short=bool(seed % 2), close_on_kill=bool(seed % 3))
     played = []
     for kind in (Simulation, AskingAboutAll):
         simulation = kind(panel=panel, spec=spec, schema=SCHEMA)

@@ -190,7 +190,7 @@ def test_a_limit_changed_in_the_admin_leaves_the_running_bots_columns_alone(admi
     url = reverse("admin:trading_app_bot_change", args=[bot.pk])
     limits = {
         "max_leverage": 1.5, "max_correlated": 1.2, "max_position": 0.1, "max_positions": 4, "cooldown_bars": 2,
-        "daily_loss_limit": 0.04, "max_drawdown": 0.2, "volatility_target": 0.01,
+        "daily_loss_limit": 0.04, "max_drawdown": 0.2, "on_kill_switch": "close", "volatility_target": 0.01,
     }  # fmt: skip
     Bot.objects.update(reloads=7)
     assert admin.post(url, limits).status_code == 302

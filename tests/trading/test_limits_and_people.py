@@ -139,6 +139,35 @@ def test_i20_exits_go_on_with_the_kill_switch_pulled_and_the_model_gone(world: W
     assert not Position.objects.open().exists()
 
 
+@pytest.mark.parametrize("policy", ["keep", "close"])
+def test_what_the_kill_switch_does_to_positions_is_a_limit_of_the_bot(world: World, person: Any, policy: str) -> None:
+    Bot.objects.update(on_kill_switch=policy)
+    runner, position = enter(world)
+    services.pull_kill_switch(bot=Bot.objects.get(), reason="MANUAL: test", user=person)
+    world.sim.advance(dt.timedelta(minutes=1))  # the next pass, in the middle of a bar
+    runner.tick()
+    exits = Order.objects.filter(purpose="exit", reason__startswith="KILL_SWITCH: since=")
+    position.refresh_from_db()
+    assert exits.exists() == (policy == "close")
+    assert (position.closed_at is not None) == (policy == "close")
+    if policy == "close":
+        assert not Position.objects.open().exists()
+        assert not world.matching.positions()
+    count = Order.objects.filter(purpose="entry").count()
+    world.pass_bars(runner, 3)
+    assert Order.objects.filter(purpose="entry").count() == count
+
+
+def test_a_stopped_bot_closes_nothing_when_its_kill_switch_is_pulled(world: World, person: Any) -> None:
+    Bot.objects.update(on_kill_switch="close")
+    runner, position = enter(world)
+    services.set_desired_state(bot=Bot.objects.get(), state="stop", user=person)
+    services.pull_kill_switch(bot=Bot.objects.get(), reason="MANUAL: test", user=person)
+    world.sim.advance(dt.timedelta(minutes=1))
+    runner.tick()
+    assert not Order.objects.filter(purpose="exit", position=position).exists()
+
+
 def test_f22_i20_without_market_data_entries_stop_time_barriers_close_and_the_loop_goes_on(
     world: World, monkeypatch: Any
 ) -> None:

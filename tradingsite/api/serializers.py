@@ -130,9 +130,10 @@ class BotSerializer(serializers.ModelSerializer[Bot]):
         model = Bot
         fields = [
             "id", "name", "market", "account", "mode", "desired_state", "max_leverage", "max_correlated",
-            "max_position", "max_positions", "cooldown_bars", "daily_loss_limit", "max_drawdown", "volatility_target",
-            "kill_switch_at", "kill_switch_reason", "peak_equity", "day", "day_start_equity", "daily_loss_hit",
-            "last_bar_at", "loaded_generation", "loaded_at", "refused_generation", "reloads", "started_at",
+            "max_position", "max_positions", "cooldown_bars", "daily_loss_limit", "max_drawdown", "on_kill_switch",
+            "volatility_target", "kill_switch_at", "kill_switch_reason", "peak_equity", "day", "day_start_equity",
+            "daily_loss_hit", "last_bar_at", "loaded_generation", "loaded_at", "refused_generation", "reloads",
+            "started_at",
         ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from quant.engine import EngineSpec
 from quant.panel import Panel
 from quant.timeframes import DAY_MS, from_ms, timeframe_ms, to_ms
 from trading_app import equity, services
+from trading_app.choices import KillPolicy
 from trading_app.models import Bot
 from training_app import policies, registry
 
@@ -64,6 +65,7 @@ class Command(BaseCommand):
                 label=registry.label_spec(),
                 limits=equity.limits_of(bot),
                 sizing=equity.sizing_of(bot),
+                close_on_kill=bot.on_kill_switch == KillPolicy.CLOSE,
             ),
             initial_equity=settings.INITIAL_BALANCE,
             model_max_age_ms=round(settings.MODEL_MAX_AGE_DAYS * DAY_MS),
