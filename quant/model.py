@@ -132,6 +132,7 @@ class MetaModel:
     probe_rows: Probe | None = None
     logistic: LogisticBaseline | None = None
     _booster: Any = field(default=None, init=False, repr=False, compare=False)
+    _required: NDArray[np.bool_] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def blend(self) -> str:
@@ -156,7 +157,9 @@ class MetaModel:
         Raises ValueError for a wrong number of columns or a code that the model does not know.
         """
         probability = self.calibration.apply(self.score(features, symbol_codes, num_threads=num_threads))
-        probability[~usable_rows(features, self._required_columns())] = np.nan
+        if self._required is None:
+            self._required = np.isin(self.feature_names, self.required_features)
+        probability[~usable_rows(features, self._required)] = np.nan
         return probability
 
     def score(
@@ -264,9 +267,6 @@ class MetaModel:
                 f"{len(model.feature_names)} features; restore it or train again"
             )
         return model
-
-    def _required_columns(self) -> NDArray[np.bool_]:
-        return np.isin(self.feature_names, self.required_features)
 
     def _load_booster(self) -> Any:
         if self._booster is None:

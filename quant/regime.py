@@ -61,5 +61,6 @@ def regime_reason(ratio: float, adx: float, *, spec: RegimeSpec) -> str | None:
     return None
 
 
-def _columns(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float32], ...]:
-    return features[..., schema.index("volatility_ratio")], features[..., schema.index("adx_14")]
+def _columns(features: NDArray[np.float32], schema: FeatureSchema) -> tuple[NDArray[np.float64], ...]:
+    """As float64: beside a float32 NumPy would round a bound such as 0.3, and a bot and a training differ by a bit."""
+    return tuple(features[..., schema.index(name)].astype(np.float64) for name in ("volatility_ratio", "adx_14"))

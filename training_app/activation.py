@@ -17,9 +17,16 @@ from ops_app.choices import Severity
 from quant.compatibility import Refusal, RefusalCode
 from quant.reasons import reason as reason_text
 from training_app import artifacts, registry
-from training_app.choices import ActivationKind, ActivationState
+from training_app.choices import BY_A_PERSON, OPEN_STATES, ActivationKind, ActivationState, RunTrigger
 from training_app.exceptions import ActivationRefused, ArtifactError
-from training_app.models import Activation, ActiveModel, GenerationCounter, ModelArtifact
+from training_app.models import (
+    Activation,
+    ActiveModel,
+    GenerationCounter,
+    ModelArtifact,
+    TrainingRun,
+    TrainingScope,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
@@ -118,7 +125,10 @@ def apply_activation(activation_id: int) -> Activation | None:
         return _refuse(requested, str(error))
     try:
         with transaction.atomic():
+            TrainingScope.objects.select_for_update().get(pk=requested.artifact.scope_id)  # first, as `publish` does
             apply_verified(requested, expected=requested.previous_artifact_id)
+            if requested.kind in BY_A_PERSON:
+                _end_runs_before(requested)
     except ActivationRefused as error:
         return _refuse(requested, str(error))
     return requested
@@ -192,6 +202,15 @@ def apply_verified(activation: Activation, *, expected: int | None) -> None:
         user=activation.requested_by,
     )
     alerts.resolve_alert(_broken_key(activation.slot))
+
+
+def _end_runs_before(choice: Activation) -> None:
+    """Cancel what was being trained when a person chose a model: its result would take the model's place at once."""
+    from training_app.services import requests  # which import this module
+
+    scope = choice.artifact.scope
+    for run in TrainingRun.objects.filter(scope=scope, state__in=OPEN_STATES).exclude(trigger=RunTrigger.MANUAL):
+        requests.cancel(run=run, user=choice.requested_by, why=f"a person chose {choice.artifact}")
 
 
 def _against(artifact: ModelArtifact, kind: ActivationKind | str) -> list[Refusal]:

@@ -50,6 +50,23 @@ def test_many_rows_are_filtered_in_training_as_one_row_is_in_trading(pairs: list
     assert allowed.tolist() == one_by_one
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 3.3])
+def test_a_value_beside_a_bound_that_float32_cannot_hold_is_judged_alike(bound: float) -> None:
+    ratios, adxs = (
+        [np.nextafter(near, np.float32(0)), near, np.nextafter(near, np.float32(99))]
+        for near in (np.float32(bound), np.float32(25.0 + bound))
+    )
+    features = np.stack([row(ratio, adx) for ratio, adx in zip(ratios, adxs, strict=True)])
+    for spec in (
+        RegimeSpec(min_volatility_ratio=0.0, max_volatility_ratio=bound),
+        RegimeSpec(min_volatility_ratio=bound, max_volatility_ratio=9.0),
+        RegimeSpec(min_volatility_ratio=0.0, max_volatility_ratio=9.0, min_adx=25.0 + bound),
+    ):
+        allowed = regime_allows(features=features, schema=SCHEMA, spec=spec)
+        assert allowed.tolist() == [regime_reason(*each, spec=spec) is None for each in regime_values(features, SCHEMA)]
+        assert 0 < allowed.sum() < 3
+
+
 @pytest.mark.parametrize(
     "changes", [{"min_volatility_ratio": 5.0}, {"min_adx": 100.0}, {"min_adx": -1.0}, {"min_volatility_ratio": -1.0}]
 )

@@ -238,6 +238,25 @@ def test_a_roll_back_is_not_undone_by_a_training_that_makes_the_same_model_again
     assert run.created_at == sim.now
 
 
+@pytest.mark.parametrize("trigger, state", [("scheduled", "cancelled"), ("manual", "queued")])
+def test_a_roll_back_ends_the_training_that_is_under_way_but_not_one_that_a_person_asked_for(
+    two: tuple[ModelArtifact, ModelArtifact], scope: TrainingScope, symbols: list[Symbol], sent: list[Message],
+    trigger: str, state: str,
+) -> None:  # fmt: skip
+    """Its result would take the place of the model that a person has just put there."""
+    ids = [symbol.pk for symbol in symbols]
+    run = services.request_run(scope=scope, symbols=ids, trigger=trigger, cause="SCHEDULED: test")
+    activation.roll_back(slot=scope.key, user=UserFactory(username="anna"), reason="loses money")
+    deliver(sent)
+    assert serving(scope) == two[0]
+    run.refresh_from_db()
+    assert run.state == state
+    if state == "cancelled":
+        assert str(two[0]) in run.error
+        assert "user=anna" in run.error
+        assert not run.run_symbols.filter(verdict="").exists()
+
+
 def test_a_fall_back_from_a_broken_model_is_no_persons_choice_and_trains_when_the_model_is_old(
     two: tuple[ModelArtifact, ModelArtifact], scope: TrainingScope, sim: SimulatedClock, sent: list[Message]
 ) -> None:
