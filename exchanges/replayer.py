@@ -159,7 +159,7 @@ class Replayer:
                     self._book.fund(symbol, Decimal(repr(rate.rate)), mark, rate.time_ms)
                 funded = max(funded, rate.time_ms)
             for order in self._resting(symbol, opened_ms, step):
-                self._try_fill(order, instrument, candles, row, opened_ms + step)
+                self._try_fill(order, instrument, candles, row, opened_ms + step - 1)  # in the candle, not the next one
         self._closes[symbol] = Decimal(repr(float(candles.close[-1])))
         self._book.set_cursor(symbol, Cursor(int(candles.open_time[-1]) + step, funded))
 

@@ -268,9 +268,10 @@ class Ledger:
             cause=code,
         )
         self.trades.append(trade)
-        self.cooling_ms[position.column] = cooldown_end_ms(
+        until_ms = cooldown_end_ms(
             cause=code, closed_ms=trade.closed_ms, bar_ms=self.spec.bar_ms, limits=self.spec.limits
         )
+        self.cooling_ms[position.column] = max(self.cooling_ms[position.column], until_ms)
         track = self.tracks.setdefault(position.model, Track())
         track.trades += 1
         track.wins += trade.net > 0

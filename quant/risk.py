@@ -15,7 +15,10 @@ CALM_CORRELATION, CRISIS_CORRELATION = 0.4, 0.9
 """Between which the mean pairwise correlation of a market's symbols is taken to lie. Measured, weekly, on hourly
 returns: 39 perpetuals of Binance, 143 weeks, 0.38 to 0.86, median 0.65; 20 of Hyperliquid, 45 weeks, 0.40 to 0.83."""
 
+MOST_COOLDOWN_BARS = 1000
 TAKEN_BY_THE_VENUE = frozenset({"LIQUIDATION", "ADL", "VANISHED"})
+STOPPED = frozenset({"STOP", "STOP_MISSING"})
+"""`STOP_MISSING`: no stop could be placed, as its price was passed already or the exchange refused it."""
 TAKEN_COOLDOWN_MS = DAY_MS
 """How long nothing is opened in a symbol whose position the exchange took away: something was badly wrong there."""
 
@@ -46,6 +49,8 @@ class RiskLimits:
             value = getattr(self, field.name)
             if not (value > 0 or (field.name == "cooldown_bars" and value == 0)):  # also refuses NaN
                 raise ValueError(f"{field.name} is {value}; a risk limit must be positive")
+        if self.cooldown_bars > MOST_COOLDOWN_BARS:
+            raise ValueError(f"cooldown_bars is {self.cooldown_bars}; it must not be above {MOST_COOLDOWN_BARS}")
         for name in ("daily_loss_fraction", "max_drawdown_fraction"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a fraction of equity and must be below 1")
@@ -164,7 +169,7 @@ def cooldown_end_ms(*, cause: str, closed_ms: int, bar_ms: int, limits: RiskLimi
     """
     code, bar = code_of(cause), closed_ms // bar_ms
     wait_ms = TAKEN_COOLDOWN_MS if code in TAKEN_BY_THE_VENUE else 0
-    bars = max(limits.cooldown_bars if code == "STOP" or wait_ms else 0, -(-wait_ms // bar_ms))
+    bars = max(limits.cooldown_bars if code in STOPPED or wait_ms else 0, -(-wait_ms // bar_ms))
     return (bar + bars) * bar_ms if bars else 0
 
 

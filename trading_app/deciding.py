@@ -84,12 +84,17 @@ def _cooling(bot: Bot, *, open_ms: int, bar_ms: int, limits: RiskLimits) -> dict
     """Say of each symbol that was closed lately why it is not entered again at the close of this bar."""
     longest_ms = max(TAKEN_COOLDOWN_MS, limits.cooldown_bars * bar_ms) + bar_ms
     closed = Position.objects.filter(bot=bot, foreign=False, closed_at__gte=from_ms(open_ms - longest_ms))
-    found: dict[str, str] = {}
-    for code, closed_at, cause in closed.order_by("closed_at").values_list("symbol__code", "closed_at", "close_reason"):
+    longest: dict[str, tuple[int, str]] = {}
+    for code, closed_at, cause in closed.values_list("symbol__code", "closed_at", "close_reason"):
+        if closed_at is None:  # not with that filter; it is the column's type that allows it
+            continue
         until_ms = cooldown_end_ms(cause=cause, closed_ms=to_ms(closed_at), bar_ms=bar_ms, limits=limits)
-        if until_ms > open_ms:  # from the close of that bar on
-            found[code] = reason("COOLDOWN", after=code_of(cause), until=from_ms(until_ms + bar_ms))
-    return found
+        longest[code] = max(longest.get(code, (0, "")), (until_ms, code_of(cause)))
+    return {
+        code: reason("COOLDOWN", after=cause, until=from_ms(until_ms + bar_ms))  # at the close of that bar
+        for code, (until_ms, cause) in longest.items()
+        if until_ms > open_ms
+    }
 
 
 def position_state(code: str, position: Position) -> PositionState:

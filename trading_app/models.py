@@ -7,12 +7,13 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models import Q
 from simple_history.models import HistoricalRecords
 
 from coverage_app.models import Symbol
-from quant.risk import RiskLimits
+from quant.risk import MOST_COOLDOWN_BARS, RiskLimits
 from quant.sizing import SizingSpec
 from trading_app.choices import BotMode, DesiredState, FillKind, KillPolicy, OrderPurpose, OrderState, RiskKind
 from trading_app.querysets import OrderQuerySet, PositionQuerySet
@@ -39,6 +40,7 @@ class Bot(models.Model):
     max_positions = models.PositiveIntegerField(default=10)
     cooldown_bars = models.PositiveSmallIntegerField(
         default=4,
+        validators=[MaxValueValidator(MOST_COOLDOWN_BARS)],
         help_text="Bars without a new entry in a symbol whose stop was hit; 24 h if the exchange took it away.",
     )
     daily_loss_limit = models.FloatField(default=0.05, help_text="Loss of a UTC day / equity that stops entries.")
@@ -92,6 +94,7 @@ class Bot(models.Model):
             "max_correlated": lambda value: RiskLimits(max_correlated_fraction=value),
             "max_position": lambda value: RiskLimits(max_position_fraction=value),
             "max_positions": lambda value: RiskLimits(max_open_positions=value),
+            "cooldown_bars": lambda value: RiskLimits(cooldown_bars=value),
             "daily_loss_limit": lambda value: RiskLimits(daily_loss_fraction=value),
             "max_drawdown": lambda value: RiskLimits(max_drawdown_fraction=value),
             "volatility_target": lambda value: SizingSpec(daily_volatility_target=value),

@@ -28,6 +28,7 @@ ATTACHED = "attached-stop"
 """What a fill's row says in place of a client order id when the stop that a venue keeps for a position was filled."""
 
 BY_EXCHANGE = "by-exchange:"
+TAKEN = (f"{BY_EXCHANGE}liquidation", f"{BY_EXCHANGE}adl")
 """The same where the exchange itself traded, followed by why (`FillCause`)."""
 FAR_OFF = dt.timedelta(minutes=1)
 
@@ -290,14 +291,10 @@ def fold_position(position: Position) -> None:
 
 
 def _close_reason(position: Position) -> str:
-    """Say what closed the position: the order of its newest closing fill."""
-    last = (
-        Fill.objects.filter(position=position)
-        .exclude(kind=FillKind.FUNDING)
-        .select_related("order")
-        .order_by("-filled_at", "-id")
-        .first()
-    )
+    """Say what closed the position: the order of its newest fill, or the exchange if it took any part of it away."""
+    fills = Fill.objects.filter(position=position).exclude(kind=FillKind.FUNDING).order_by("-filled_at", "-id")
+    taken = fills.filter(client_order_id__in=TAKEN).first()
+    last = taken or fills.select_related("order").first()
     if last is None:
         return ""
     if last.kind == FillKind.ADJUSTMENT:
@@ -310,4 +307,4 @@ def _close_reason(position: Position) -> str:
         return "EXTERNAL: closed at the exchange by an order that is not ours"
     if last.order.purpose in RESTING_PURPOSES:
         return reason(OrderPurpose(last.order.purpose).name, price=last.price)
-    return last.order.reason[:200]
+    return last.order.reason.rpartition(" | ")[2][:200]  # without what kept its outcome unknown for a while

@@ -14,7 +14,7 @@ from django.db import transaction
 from ops_app import alerts, clock, journal
 from ops_app.choices import Severity
 from quant.reasons import reason as reason_text
-from trading_app.choices import REAL_MODES, BotMode, DesiredState, RiskKind
+from trading_app.choices import REAL_MODES, BotMode, DesiredState, KillPolicy, RiskKind
 from trading_app.exceptions import TradingError
 from trading_app.models import Bot, RiskEvent
 
@@ -99,7 +99,7 @@ def set_desired_state(*, bot: Bot, state: str, user: User | None) -> bool:
 def pull_kill_switch(*, bot: Bot, reason: str, user: User | None = None) -> bool:
     """Latch the kill switch: no entry until a person resets it (I19). Returns False when it is pulled already.
 
-    Positions keep their stops and are managed; ask for `close_only` to have them closed at once.
+    The bot's `on_kill_switch` says what becomes of open positions.
     """
     with transaction.atomic():
         row = Bot.objects.select_for_update().get(pk=bot.pk)
@@ -110,15 +110,24 @@ def pull_kill_switch(*, bot: Bot, reason: str, user: User | None = None) -> bool
         _save_by_person(row, ["kill_switch_at", "kill_switch_reason"], user=user, why=reason)
         _record(
             row, RiskKind.KILL_SWITCH, reason, user=user, severity=Severity.CRITICAL,
-            text=f"Kill switch of {row.name} pulled: {reason}. No entries until a person resets it.",
+            text=f"Kill switch of {row.name} pulled: {reason}. No entries until a person resets it. {_positions(row)}",
         )  # fmt: skip
         alerts.raise_alert(
             _alert_key(row),
-            f"Kill switch of {row.name}: {reason}. Look at the positions, then reset it on the dashboard.",
+            f"Kill switch of {row.name}: {reason}. {_positions(row)} Look at them, then reset it on the dashboard.",
             Severity.CRITICAL,
         )  # fmt: skip
     bot.kill_switch_at, bot.kill_switch_reason = row.kill_switch_at, row.kill_switch_reason
     return True
+
+
+def _positions(bot: Bot) -> str:
+    """Say what becomes of open positions now that the kill switch is pulled."""
+    if bot.desired_state == DesiredState.STOP:
+        return "The bot is stopped: positions have what rests at the exchange."
+    if bot.on_kill_switch == KillPolicy.CLOSE:
+        return "All positions are closed now."
+    return "Positions go on to their stops, targets and time barriers."
 
 
 def reset_kill_switch(*, bot: Bot, user: User) -> bool:

@@ -19,6 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from exchanges.keys import Secret, read_private_file, require_private
 from marketdata.places import parse_storage_url
+from quant.risk import MOST_COOLDOWN_BARS
 
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
@@ -234,7 +235,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("RISK_MAX_POSITION", 0.2, number(0, 10), "Notional of one position / equity at most."),
     Option("RISK_MAX_POSITIONS", 10, integer(1, 1000), "Open positions at most."),
-    Option("RISK_COOLDOWN_BARS", 4, integer(0, 1000), "Bars without a new entry in a symbol whose stop was hit."),
+    Option(
+        "RISK_COOLDOWN_BARS",
+        4,
+        integer(0, MOST_COOLDOWN_BARS),
+        "Bars without a new entry in a symbol whose stop was hit.",
+    ),
     Option("RISK_DAILY_LOSS", 0.05, number(0, 1), "Loss of a UTC day / equity that stops entries."),
     Option("RISK_MAX_DRAWDOWN", 0.2, number(0, 1), "Loss from the peak / equity that pulls the kill switch."),
     Option("RISK_ON_KILL_SWITCH", "keep", choice("keep", "close"), "What the kill switch does to open positions."),

@@ -95,6 +95,7 @@ def test_a_loss_limit_of_everything_is_no_limit(name: str) -> None:
     [
         ("STOP: price=98.5", 4, 14),
         ("STOP: close=98, stop=98.5", 1, 11),  # that of the stop itself
+        ("STOP_MISSING: symbol=A, refused=2", 4, 14),
         ("STOP: price=98.5", 0, None),
         ("TARGET: price=102", 4, None),
         ("TIME_BARRIER: bars=24", 4, None),
@@ -122,9 +123,10 @@ def test_a_day_of_cooldown_is_never_shorter_than_a_day() -> None:
     assert decided - (odd_bar - 1) >= TAKEN_COOLDOWN_MS
 
 
-def test_a_cooldown_may_be_off_but_not_negative() -> None:
-    with pytest.raises(ValueError, match="cooldown_bars is -1"):
-        RiskLimits(cooldown_bars=-1)
+@pytest.mark.parametrize("bars", [-1, 1001, 10**8])
+def test_a_cooldown_may_be_off_but_neither_negative_nor_endless(bars: int) -> None:
+    with pytest.raises(ValueError, match=f"cooldown_bars is {bars}"):
+        RiskLimits(cooldown_bars=bars)
 
 
 # ------------------------------------------------------------- correlated exposure
