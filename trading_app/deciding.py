@@ -85,7 +85,7 @@ def _cooling(bot: Bot, *, open_ms: int, bar_ms: int, limits: RiskLimits) -> dict
     longest_ms = max(TAKEN_COOLDOWN_MS, limits.cooldown_bars * bar_ms) + bar_ms
     closed = Position.objects.filter(bot=bot, foreign=False, closed_at__gte=from_ms(open_ms - longest_ms))
     longest: dict[str, tuple[int, str]] = {}
-    for code, closed_at, cause in closed.values_list("symbol__code", "closed_at", "close_reason"):
+    for code, closed_at, cause in closed.order_by().values_list("symbol__code", "closed_at", "close_reason"):
         if closed_at is None:  # not with that filter; it is the column's type that allows it
             continue
         until_ms = cooldown_end_ms(cause=cause, closed_ms=to_ms(closed_at), bar_ms=bar_ms, limits=limits)

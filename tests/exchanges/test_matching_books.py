@@ -217,7 +217,8 @@ def test_an_order_is_matched_against_the_candle_that_it_was_placed_in(tmp_path: 
     )
     clock.now = START_MS + HOUR_MS
     assert venue.positions() == []
-    assert venue.fills_since(START_MS + HOUR_MS)[0].price == 90
+    [stopped] = venue.fills_since(START_MS + 2 * 60_000)
+    assert (stopped.price, stopped.time_ms) == (90, START_MS + HOUR_MS - 1), "in its candle, not in the next one"
 
 
 def bracket(venue: MatchingVenue, *, stop: str, target: str) -> None:
@@ -268,7 +269,7 @@ def test_of_a_stop_and_a_target_that_one_candle_reaches_the_stop_is_filled_and_n
     clock.now = START_MS + 5 * HOUR_MS
     assert (venue.positions(), venue.open_orders()) == ([], [])
     assert (status_of(venue, "stop"), status_of(venue, "target")) == ("filled", "expired")
-    [closing] = venue.fills_since(START_MS + HOUR_MS)
+    [closing] = venue.fills_since(START_MS + HOUR_MS - 1)
     assert (closing.client_order_id, closing.price) == ("stop", Decimal(90))
 
 

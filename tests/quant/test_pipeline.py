@@ -302,7 +302,7 @@ def leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one feature be the close of twelve bars later: the mistake that makes every backtest shine."""
     honest = samples.replay
 
-    def leaking(state: FeatureState, panel: Panel, *, threads: int) -> np.ndarray:
+    def leaking(state: FeatureState, panel: Panel, *, threads: int = 1) -> np.ndarray:
         features = honest(state, panel, threads=threads)
         later = np.full(panel.close.shape, np.nan, dtype=np.float32)
         later[:-12] = np.log(panel.close[12:] / panel.close[:-12])

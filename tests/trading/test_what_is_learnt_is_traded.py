@@ -29,7 +29,7 @@ from quant.ledger import Trade
 from quant.panel import Panel
 from quant.risk import RiskLimits
 from quant.simulation import Simulation
-from quant.timeframes import HOUR_MS, to_ms
+from quant.timeframes import HOUR_MS, MINUTE_MS, to_ms
 from tests.exchanges.conftest import write_candles
 from tests.factories import EPOCH, BotFactory, SymbolFactory
 from tests.quant.feature_worlds import random_panel
@@ -171,7 +171,8 @@ class Live:
             fills = list(Fill.objects.filter(position=position).order_by("id"))
             assert len(fills) == 2, "one entry, one exit"
             closing, opening = fills[1], fills[0]
-            closed_ms = to_ms(closing.filled_at) // HOUR_MS * HOUR_MS - HOUR_MS
+            # What rests fills in its bar, what is sent at the close of a bar a minute after it.
+            closed_ms = (to_ms(closing.filled_at) - 5 * MINUTE_MS) // HOUR_MS * HOUR_MS
             bar = int(np.searchsorted(self.case.panel.open_time, closed_ms))
             net = float((position.realised_pnl - position.fees) / (opening.quantity * opening.price))
             yield (
