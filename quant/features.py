@@ -7,9 +7,9 @@ state remembers everything. ``quant.schema`` says what each column is and when i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -96,9 +96,9 @@ def step(
             )
     _check_next(state, open_time_ms)
     out = np.empty((state.n_symbols, len(state.schema)), dtype=np.float32)
-    candles = (column[np.newaxis] for column in columns)
+    candles = [column[np.newaxis] for column in columns]
     scratch = _Scratch.create(state, 1)
-    _step_symbols(state, scratch, np.array([open_time_ms]), *candles, out=out[np.newaxis])
+    _step_symbols(state, scratch, np.array([open_time_ms]), candles, out=out[np.newaxis])
     _compare_symbols(state, scratch, out=out[np.newaxis])
     state.last_open_ms = open_time_ms
     return out
@@ -109,9 +109,9 @@ def replay(
 ) -> NDArray[np.float32]:
     """Step through every bar of ``panel`` and return float32 [T, S, F]; ``state`` is then ready for the next bar.
 
-    ``out`` receives the result when given (C order, e.g. a memory map). With two ``threads`` or more, one compares the
-    symbols of a round of bars while the other steps the next round; the result is the same to the bit. Raises
-    ValueError for a panel whose symbols or first bar do not fit the state.
+    ``out`` receives the result when given (C order, e.g. a memory map). Each of the ``threads`` steps some of the
+    symbols, and one compares them; the result is the same to the bit. Raises ValueError for a panel whose symbols or
+    first bar do not fit the state.
     """
     shape = (panel.n_times, panel.n_symbols, len(state.schema))
     if panel.n_symbols != state.n_symbols:
@@ -128,21 +128,13 @@ def replay(
         raise ValueError(f"the panel's step is {panel.step_ms} ms and the state's {state.step_ms}: use one timeframe")
     _check_next(state, int(panel.open_time[0]))
     values = (panel.open, panel.high, panel.low, panel.close, panel.volume, panel.funding)
-    parts = [slice(start, start + _CHUNK_BARS) for start in range(0, panel.n_times, _CHUNK_BARS)]
-    at_once = 2 if threads > 1 and state.schema.market_wide and len(parts) > 1 else 1
-    scratches = [_Scratch.create(state, min(_CHUNK_BARS, panel.n_times)) for _ in range(at_once)]
-    with ThreadPoolExecutor(max_workers=1) as other:
-        compared = None
-        for part, scratch in zip(parts, cycle(scratches), strict=False):
-            _step_symbols(state, scratch, panel.open_time[part], *(each[part] for each in values), out=out[part])
-            if compared is not None:
-                compared.result()
-            if at_once == 1:
-                _compare_symbols(state, scratch, out=out[part])
-            else:
-                compared = other.submit(_compare_symbols, state, scratch, out=out[part])
-        if compared is not None:
-            compared.result()
+    scratch = _Scratch.create(state, min(_CHUNK_BARS, panel.n_times))
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for start in range(0, panel.n_times, _CHUNK_BARS):
+            part = slice(start, start + _CHUNK_BARS)
+            candles = [each[part] for each in values]
+            _step_symbols(state, scratch, panel.open_time[part], candles, out=out[part], pool=pool, threads=threads)
+            _compare_symbols(state, scratch, out=out[part])
     state.step_ms = panel.step_ms
     state.last_open_ms = int(panel.open_time[-1])
     return out
@@ -180,14 +172,29 @@ def _step_symbols(
     state: FeatureState,
     scratch: _Scratch,
     times_ms: NDArray[np.int64],
-    *candles: NDArray[np.float64],
+    candles: Sequence[NDArray[np.float64]],
+    *,
     out: NDArray[np.float32],
+    pool: ThreadPoolExecutor | None = None,
+    threads: int = 1,
 ) -> None:
     """Step each symbol through open, high, low, close, volume and funding float64 [T, S]: its own features, to ``out``.
 
-    What `_compare_symbols` needs of them is left in ``scratch``.
+    What `_compare_symbols` needs of them is left in ``scratch``. Each of the ``threads`` of ``pool`` steps some blocks.
     """
-    kernel.advance(state.blocks, state.warmup, times_ms, *candles, out, scratch.candles, scratch.notes, scratch.ranked)
+
+    def step_blocks(begin: int, until: int) -> None:
+        kernel.advance(
+            begin, until, state.blocks, state.warmup, times_ms, *candles, out, scratch.candles, scratch.notes,
+            scratch.ranked,
+        )  # fmt: skip
+
+    n_blocks = len(state.blocks)
+    if pool is None or threads == 1:
+        step_blocks(0, n_blocks)
+        return
+    bounds = [n_blocks * thread // threads for thread in range(threads + 1)]
+    list(pool.map(step_blocks, bounds[:-1], bounds[1:]))  # a list: so that an error of one of them is raised
 
 
 def _compare_symbols(state: FeatureState, scratch: _Scratch, *, out: NDArray[np.float32]) -> None:

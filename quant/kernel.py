@@ -95,11 +95,11 @@ def _mean(mean, value, weight):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _judge(open_, high, low, close, volume, funding, candles):
-    """Judge every candle by the rules, take the logarithms, and lay the candles out in blocks."""
+def _judge(begin, until, open_, high, low, close, volume, funding, candles):
+    """Judge every candle of the blocks by the rules, take the logarithms, and lay the candles out in blocks."""
     n_times, n_symbols = close.shape
     for t in range(n_times):
-        for b in range(candles.shape[0]):
+        for b in range(begin, until):
             candle = candles[b, t]
             first = b * LANES
             for i in range(LANES):
@@ -482,9 +482,12 @@ def _write(w, i, warmup, longest, calendar, out):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def advance(blocks, warmup, times_ms, open_, high, low, close, volume, funding, out, candles, notes, ranked):
+def advance(
+    begin, until, blocks, warmup, times_ms, open_, high, low, close, volume, funding, out, candles, notes, ranked
+):
     """Step through float64 [T, S] candles and write the own features of float32 [T, S, F]; the other columns are NaN.
 
+    Only the symbols of the blocks ``begin <= b < until``: no block touches what another one reads or writes.
     ``candles`` float64 [B, T, N_CANDLE] is room to work in. ``notes`` float64 [T, N_NOTES, S] and ``ranked`` float32
     [T, N_RANKED, S], the features of RANKED, are what `quant.market_kernel` goes on with. All may have more bars.
     """
@@ -498,8 +501,8 @@ def advance(blocks, warmup, times_ms, open_, high, low, close, volume, funding, 
         week = 2.0 * math.pi * ((times_ms[t] - _MONDAY_MS) % _WEEK_MS) / _WEEK_MS
         calendar[t, 0], calendar[t, 1] = math.sin(day), math.cos(day)
         calendar[t, 2], calendar[t, 3] = math.sin(week), math.cos(week)
-    _judge(open_, high, low, close, volume, funding, candles)
-    for b in range(blocks.shape[0]):
+    _judge(begin, until, open_, high, low, close, volume, funding, candles)
+    for b in range(begin, until):
         w = blocks[b]
         first = b * LANES
         lanes = min(LANES, n_symbols - first)
