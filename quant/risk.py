@@ -47,10 +47,10 @@ class RiskLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not (value > 0 or (field.name == "cooldown_bars" and value == 0)):  # also refuses NaN
+            if field.name != "cooldown_bars" and not value > 0:  # also refuses NaN
                 raise ValueError(f"{field.name} is {value}; a risk limit must be positive")
-        if self.cooldown_bars > MOST_COOLDOWN_BARS:
-            raise ValueError(f"cooldown_bars is {self.cooldown_bars}; it must not be above {MOST_COOLDOWN_BARS}")
+        if not 0 <= self.cooldown_bars <= MOST_COOLDOWN_BARS:
+            raise ValueError(f"cooldown_bars is {self.cooldown_bars}; it must be from 0 to {MOST_COOLDOWN_BARS}")
         for name in ("daily_loss_fraction", "max_drawdown_fraction"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a fraction of equity and must be below 1")

@@ -107,21 +107,22 @@ def pull_kill_switch(*, bot: Bot, reason: str, user: User | None = None) -> bool
             return False
         row.kill_switch_at = clock.market_now()
         row.kill_switch_reason = reason[:300]
+        positions = what_becomes_of_positions(row)
         _save_by_person(row, ["kill_switch_at", "kill_switch_reason"], user=user, why=reason)
         _record(
             row, RiskKind.KILL_SWITCH, reason, user=user, severity=Severity.CRITICAL,
-            text=f"Kill switch of {row.name} pulled: {reason}. No entries until a person resets it. {_positions(row)}",
+            text=f"Kill switch of {row.name} pulled: {reason}. No entries until a person resets it. {positions}",
         )  # fmt: skip
         alerts.raise_alert(
             _alert_key(row),
-            f"Kill switch of {row.name}: {reason}. {_positions(row)} Look at them, then reset it on the dashboard.",
+            f"Kill switch of {row.name}: {reason}. {positions} Look at them, then reset it on the dashboard.",
             Severity.CRITICAL,
         )  # fmt: skip
     bot.kill_switch_at, bot.kill_switch_reason = row.kill_switch_at, row.kill_switch_reason
     return True
 
 
-def _positions(bot: Bot) -> str:
+def what_becomes_of_positions(bot: Bot) -> str:
     """Say what becomes of open positions now that the kill switch is pulled."""
     if bot.desired_state == DesiredState.STOP:
         return "The bot is stopped: positions have what rests at the exchange."

@@ -144,7 +144,9 @@ def bot_kill(request: HttpRequest, name: str) -> HttpResponse:
     def work() -> str:
         why = reason("MANUAL", by=acting_user(request).get_username())
         pulled = trading.pull_kill_switch(bot=bot, reason=why, user=acting_user(request))
-        return f"Kill switch of {bot.name} pulled: no entries." if pulled else "The kill switch was pulled already."
+        if not pulled:
+            return "The kill switch was pulled already."
+        return f"Kill switch of {bot.name} pulled: no entries. {trading.what_becomes_of_positions(bot)}"
 
     return _do(request, work, "dashboard")
 

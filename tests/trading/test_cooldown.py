@@ -98,8 +98,10 @@ def test_a_stop_that_fires_at_the_exchange_rests_its_symbol_for_as_many_bars_as_
     for each in stopped:
         assert each.closed_at is not None
         first = to_ms(each.closed_at) // HOUR_MS * HOUR_MS
-        decided = Decision.objects.filter(symbol=each.symbol, bar_at__gte=from_ms(first)).order_by("bar_at")
-        codes = list(decided.values_list("reason_code", flat=True))
+        since = from_ms(first - HOUR_MS)
+        decided = Decision.objects.filter(symbol=each.symbol, bar_at__gte=since).order_by("bar_at")
+        before, *codes = decided.values_list("reason_code", flat=True)
+        assert before != "COOLDOWN", "the bar before that of the stop knows nothing of it"
         assert set(codes[:bars]) == {"COOLDOWN"}
         assert len(codes) <= bars or codes[bars] != "COOLDOWN"
 
